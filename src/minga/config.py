@@ -1,0 +1,148 @@
+"""What a run is made of: frozen dataclasses, their defaults and their checks.
+
+The ps resolves one :class:`Settings` (defaults < ``train.yaml`` < environment < flags) and
+hands it to every worker that joins, so no PC but the ps's needs a file edited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Codec = Literal["int8", "bf16", "none"]
+DataFormat = Literal["auto", "folders", "tiny-imagenet", "webdataset"]
+Augment = Literal["none", "crop-flip"]
+Schedule = Literal["cosine", "constant"]
+Stem = Literal["auto", "stock", "small"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    name: str = "resnet18"
+    """Any torchvision classification model, or ``small-cnn``."""
+    stem: Stem = "auto"
+    """First layers: ``small`` is 3x3, stride 1, no max-pool; ``auto`` takes it up to 64 px."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the images are on each worker, and how they are shown to the model."""
+
+    path: str = "data/tiny-imagenet-200"
+    """Training data: a folder (with train/ and val/) or WebDataset shards (folder or braces)."""
+    val_path: str | None = None
+    """Validation data, where they are not beside the training data."""
+    format: DataFormat = "auto"
+    """Layout of ``path``; ``auto`` looks."""
+    image_size: int | None = None
+    """Side in pixels; none keeps images of up to 64 px as they are and takes 224 above."""
+    augment: Augment = "crop-flip"
+    """Training augmentation: padded random crop and horizontal flip, or none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How much is trained."""
+
+    epochs: int = 30
+    """Passes over the training set, all workers together."""
+    batch_size: int = 128
+    """Images per local optimizer step; a worker may be told another."""
+    seed: int = 0
+    """Seeds initial weights, the epochs' permutations and augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """The worker's Nesterov SGD and its schedule."""
+
+    lr: float = 0.05
+    """Learning rate of one worker at batch 128; scaled by batch/128 and sqrt(workers expected)."""
+    schedule: Schedule = "cosine"
+    """``cosine``: warm-up, then to 0 with the last sample. ``constant``: neither scale nor warm-up."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up; at most a fifth of the run."""
+    momentum: float = 0.9
+    """Nesterov momentum, on the worker; there is none at the ps."""
+    weight_decay: float = 5e-4
+    """L2 penalty; never on BatchNorm and biases."""
+    clip_norm: float | None = 5.0
+    """Gradient norm limit before momentum; none switches it off."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeConfig:
+    """What crosses the wire, and how often."""
+
+    local_steps: int = 8
+    """Local optimizer steps between two exchanges (H)."""
+    codec: Codec = "int8"
+    """Encoding of pushes and replies, both with error feedback."""
+    gain: float = 1.0
+    """Kappa: a push moves the weights by gain / active workers."""
+    max_staleness: int | None = None
+    """Pushes staler than this are refused; none takes max(64, 8 x active workers)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerConfig:
+    """How samples are dealt out."""
+
+    chunk: int | None = None
+    """Samples per lease; none takes about 1/100 of the set, at least four batches."""
+    lease_s: float = 60.0
+    """Seconds without progress after which a lease goes to another worker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """When and how accuracy is measured."""
+
+    every_epochs: float = 1.0
+    """Epochs between two validations; the last one always runs."""
+    recalibration_images: int = 25_600
+    """Training images that recompute BatchNorm statistics before a reported accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How much a crash of the ps can cost."""
+
+    every_s: float = 30.0
+    """Seconds between two writes of ``last.pth``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of a run; JSON-able through :meth:`to_dict` and :meth:`from_dict`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Settings:
+        """Rebuild what :meth:`to_dict` gave. Raises TypeError on an unknown key."""
+        return cls(
+            model=ModelConfig(**plain.get("model", {})),
+            data=DataConfig(**plain.get("data", {})),
+            train=TrainConfig(**plain.get("train", {})),
+            optimizer=OptimizerConfig(**plain.get("optimizer", {})),
+            exchange=ExchangeConfig(**plain.get("exchange", {})),
+            ledger=LedgerConfig(**plain.get("ledger", {})),
+            evaluation=EvaluationConfig(**plain.get("evaluation", {})),
+            checkpoint=CheckpointConfig(**plain.get("checkpoint", {})),
+        )
