@@ -1,0 +1,194 @@
+"""The worker's way in: find the ps, prove the token, be told what to do, open a session."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from minga.errors import Hint, MingaError, Refused, Unreachable, UsageError
+from minga.transport import rpc
+from minga.transport.forwarder import PortForwarder
+from minga.transport.identity import Secret
+from minga.transport.store import WorkerStore
+from minga.transport.stream import Message, StreamClosed, dial, receive, send
+
+PROBE_S = 3.0
+RETRY_S = 2.0
+SESSION_UP_S = 60.0
+
+Address = tuple[str, int]
+
+
+def wait_for_ps(address: Address, limit_s: float, waiting: Callable[[str, float], None]) -> None:
+    """Return when something listens at ``address``.
+
+    torch itself is silent for minutes; this tries a plain connection every RETRY_S and calls
+    ``waiting(reason, seconds_left)`` after each failure.
+
+    Raises:
+        UsageError: ``address-unknown``, the name does not resolve.
+        Unreachable: ``ps-unreachable``, nothing answered within ``limit_s``.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection(address, timeout=PROBE_S).close()
+            return
+        except socket.gaierror as error:
+            raise UsageError(
+                f"{address[0]} is not an address that this PC can resolve ({error.strerror})",
+                code="address-unknown",
+                hints=(Hint("use the ps's IP address", "it stands in the ps's terminal"),),
+            ) from error
+        except OSError as error:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise _unreachable(address, error, limit_s) from error
+            waiting(error.strerror or str(error) or type(error).__name__, left_s)
+            time.sleep(min(RETRY_S, left_s))
+
+
+def _unreachable(address: Address, error: OSError, limit_s: float) -> Unreachable:
+    host, port = address
+    return Unreachable(
+        f"no parameter server at {host}:{port} ({error.strerror or error}, tried {limit_s:g} s)",
+        code="ps-unreachable",
+        hints=(
+            Hint("is it running?", f"on {host}: ./start_ps.sh"),
+            Hint("is the port open?", f"on {host}: sudo ufw allow {port}/tcp"),
+            Hint("from here?", f"telnet {host} {port}"),
+        ),
+    )
+
+
+class Join:
+    """One join dialogue: hello, welcome, data report, session. A context manager.
+
+    Raises on entry:
+        Refused: wrong token, other version, rank held, another certificate.
+        OSError: the ps went away.
+    """
+
+    def __init__(self, address: Address, secret: Secret, hello: Message) -> None:
+        self._address = address
+        self._secret = secret
+        self._hello = hello
+        self._stream: ssl.SSLSocket
+
+    def __enter__(self) -> Join:
+        """Dial and prove the token; ``welcome`` holds the ps's answer afterwards."""
+        self._stream = dial(self._address, self._secret, None)
+        try:
+            self._stream.settimeout(SESSION_UP_S)
+            nonce = bytes.fromhex(self._receive()["nonce"])
+            send(self._stream, {"proof": self._secret.proof(nonce).hex(), **self._hello})
+            self.welcome = self._receive()
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        self._stream.close()
+
+    def report_data(self, fingerprint: Message) -> Message:
+        """Say which data this worker has; return the session that the ps made."""
+        send(self._stream, {"data": fingerprint})
+        return self._receive()
+
+    def keep(self) -> None:
+        """Say that this worker is still preparing (its data may take a while to open)."""
+        send(self._stream, {"preparing": True})
+
+    def fail(self, error: MingaError) -> None:
+        """Tell the ps why this worker cannot take part."""
+        send(self._stream, {"failed": {"code": error.code, "what": error.what}})
+
+    def _receive(self) -> Message:
+        try:
+            message = receive(self._stream)
+        except StreamClosed as closed:
+            raise StreamClosed("the ps closed the join") from closed
+        if refused := message.get("refused"):
+            raise Refused(
+                str(refused["what"]),
+                code=str(refused["code"]),
+                hints=tuple(Hint(*pair) for pair in refused.get("hints", ())),
+            )
+        return message
+
+
+class PortTaken(ConnectionError):
+    """The session's loopback port is taken on this PC: another session will have another."""
+
+
+class Link(AbstractContextManager["Link"]):
+    """One session's connection: store stream, heartbeat, forwarder, RPC agent.
+
+    Args:
+        address: the ps.
+        secret: pins the certificate.
+        session: what :meth:`Join.report_data` returned (id, key, port, here).
+        lost: called once, from another thread, when the ps is gone.
+
+    Raises:
+        PortTaken: ask the ps for another session.
+        OSError, RuntimeError: the session could not be set up.
+    """
+
+    def __init__(
+        self, address: Address, secret: Secret, session: Message, lost: Callable[[str], None]
+    ) -> None:
+        self._address = address
+        self._secret = secret
+        self._session = session
+        self._forwarder: PortForwarder | None = None
+        self._store: WorkerStore | None = None
+        if not session["here"]:
+            try:
+                self._forwarder = PortForwarder(
+                    int(session["port"]), lambda: self._open_stream("rpc")
+                )
+            except OSError as error:
+                raise PortTaken(f"port {session['port']} is taken on this PC") from error
+        try:
+            self._store = WorkerStore(self._open_stream("store"), lost)
+            rpc.start(rpc.WORKER, self._store)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(
+        self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
+    ) -> tuple[Message, rpc.Tensors]:
+        """Call the session. Raises ConnectionError when the link is broken or too slow."""
+        try:
+            return rpc.call(message, tensors, timeout_s)
+        except RuntimeError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from error
+
+    def close(self) -> None:
+        """End the agent and every stream of this session."""
+        rpc.stop()
+        if self._forwarder is not None:
+            self._forwarder.close()
+        if self._store is not None:
+            self._store.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _open_stream(self, role: str) -> ssl.SSLSocket:
+        stream = dial(self._address, self._secret, str(self._session["id"]))
+        send(stream, {"key": self._session["key"], "role": role})
+        return stream

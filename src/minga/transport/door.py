@@ -1,0 +1,238 @@
+"""The ps's one open port: who may come in, and where each connection goes.
+
+Before its token a stranger gets a bounded part of nothing: 32 bytes of preamble, one frame of
+4 KiB, 5 seconds, and a place in a waiting room whose oldest visitor leaves when it is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+
+from minga.errors import Hint, UsageError
+from minga.transport.identity import Identity
+from minga.transport.stream import (
+    HANDSHAKE_S,
+    HELLO_LIMIT_BYTES,
+    PREAMBLE_BYTES,
+    Message,
+    decode_frame,
+    encode_frame,
+    frame_length,
+    read_preamble,
+    tune,
+)
+
+WAITING_ROOM = 256
+_BACKLOG = 512
+_PREFIX_BYTES = 4
+
+
+class JoinStream:
+    """The coordinator's end of a join, after the token was proved.
+
+    Attributes:
+        host: the worker's address.
+        hello: what the worker said of itself along with its proof.
+    """
+
+    def __init__(
+        self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.host = host
+        self.hello: Message = {}
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, message: Message) -> None:
+        """Send one frame. Raises OSError when the worker is gone."""
+        self._writer.write(encode_frame(message))
+        await self._writer.drain()
+
+    async def receive(self, timeout_s: float, limit: int = HELLO_LIMIT_BYTES) -> Message:
+        """Receive one frame. Raises TimeoutError, OSError, EOFError or ValueError."""
+        async with asyncio.timeout(timeout_s):
+            prefix = await self._reader.readexactly(_PREFIX_BYTES)
+            return decode_frame(await self._reader.readexactly(frame_length(prefix, limit)))
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._writer.close()
+
+
+class Door:
+    """Listen on one port; pass joins and session streams on to their owners.
+
+    Args:
+        identity: certificate and token.
+        joined: called with each join whose token was proved.
+        streamed: called with (session id, raw socket, host); it owns the socket then. It
+            returns False for a session that there is not.
+        refused: called with (host, reason) for everybody who did not get in.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        joined: Callable[[JoinStream], Awaitable[None]],
+        streamed: Callable[[str, socket.socket, str], bool],
+        refused: Callable[[str, str], None],
+    ) -> None:
+        self._secret = identity.secret
+        self._context = identity.server_context()
+        self._joined = joined
+        self._streamed = streamed
+        self._refused = refused
+        self._waiting: dict[asyncio.Task[None], None] = {}  # in order of arrival
+        self._inside: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+
+    def open(self, host: str | None, port: int) -> int:
+        """Listen (None: every address, v4 and v6) and return the port.
+
+        Raises:
+            UsageError: ``port-in-use``, with whom, or ``address-not-ours``.
+        """
+        self._listener = _listen(host, port)
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(self._listener))
+        return int(self._listener.getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening and drop everybody who is still on the way in."""
+        tasks = [*self._waiting, *self._inside]
+        if self._accepting is not None:
+            tasks.append(self._accepting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                raw, address = await loop.sock_accept(listener)
+            except OSError:  # out of descriptors: those who wait will free some
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._waiting) >= WAITING_ROOM:
+                next(iter(self._waiting)).cancel()
+            task = loop.create_task(self._admit(raw, _plain_host(address[0])))
+            self._waiting[task] = None
+            task.add_done_callback(lambda done: self._waiting.pop(done, None))
+
+    async def _admit(self, raw: socket.socket, host: str) -> None:
+        raw.setblocking(False)
+        passed = False
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                session = read_preamble(await _receive_preamble(raw))
+                tune(raw)
+                if session is not None:
+                    passed = self._streamed(session, raw, host)
+                    if not passed:
+                        self._refused(host, "no such session")
+                    return
+                join = await self._identify(raw, host)
+                passed = True
+        except TimeoutError:
+            self._refused(host, f"silent for {HANDSHAKE_S:g} s")
+        except asyncio.CancelledError:
+            self._refused(host, "waiting room full")
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            self._refused(host, str(error) or type(error).__name__)
+        finally:
+            if not passed:
+                raw.close()
+        if passed:
+            self._let_in(join)
+
+    async def _identify(self, raw: socket.socket, host: str) -> JoinStream:
+        """TLS, then the token; raises ValueError when the proof is wrong."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=HELLO_LIMIT_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, raw, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
+        )
+        join = JoinStream(host, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        try:
+            nonce = secrets.token_bytes(32)
+            await join.send({"nonce": nonce.hex()})
+            hello = await join.receive(HANDSHAKE_S)
+            proof = bytes.fromhex(str(hello.pop("proof")))
+            if not hmac.compare_digest(proof, self._secret.proof(nonce)):
+                await join.send({"refused": {"code": "token-wrong", "what": "wrong token"}})
+                raise ValueError("wrong token")
+        except BaseException:
+            join.close()
+            raise
+        join.hello = hello
+        return join
+
+    def _let_in(self, join: JoinStream) -> None:
+        async def meet() -> None:
+            try:
+                await self._joined(join)
+            finally:
+                join.close()
+
+        task = asyncio.get_running_loop().create_task(meet())
+        self._inside.add(task)
+        task.add_done_callback(self._inside.discard)
+
+
+async def _receive_preamble(raw: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    received = b""
+    while len(received) < PREAMBLE_BYTES:
+        part = await loop.sock_recv(raw, PREAMBLE_BYTES - len(received))
+        if not part:
+            raise EOFError("closed before a preamble")
+        received += part
+    return received
+
+
+def _listen(host: str | None, port: int) -> socket.socket:
+    try:
+        if host is not None:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        elif socket.has_dualstack_ipv6():
+            listener = socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+            )
+        else:
+            listener = socket.create_server(("", port), backlog=_BACKLOG)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
+            f"{_holder(port)}",
+            code="port-unavailable",
+            hints=(Hint("who holds it?", f"ss -ltnp 'sport = :{port}'"),),
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _holder(port: int) -> str:
+    """Return who listens on the port, as far as this user may know."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                name = psutil.Process(connection.pid).name() if connection.pid else "another user's"
+                return f" (held by {name}, process {connection.pid or 'unknown'})"
+    return ""
+
+
+def _plain_host(host: str) -> str:
+    """Return a v4 address as people write it, not mapped into v6."""
+    return host.removeprefix("::ffff:")

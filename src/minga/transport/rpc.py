@@ -1,0 +1,157 @@
+"""torch RPC between exactly two processes; the only module that imports it.
+
+A session is a 2-member *dynamic* group (``world_size=None``): no Gloo, no collective, no
+barrier. Its TensorPipe agents listen on loopback; forwarders carry their bytes through TLS.
+RPC unpickles what it receives, and unpickling is code execution, so every process that runs
+an agent installs an unpickler that knows just what a join and :func:`call` need.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed import rpc
+from torch.distributed.rendezvous import register_rendezvous_handler
+
+from minga.transport.stream import Message
+
+PS = "ps"
+WORKER = "worker"
+
+Tensors = tuple[torch.Tensor, ...]
+Handler = Callable[[Message, Tensors], tuple[Message, Tensors]]
+
+_SCHEME = "minga"
+_THREADS = 4
+_JOIN_S = 30.0
+
+_ALLOWED = {
+    ("minga.transport.rpc", "_handle"),
+    ("torch.distributed.rpc.internal", "PythonUDF"),
+    ("torch.distributed.rpc.internal", "RemoteException"),
+    ("torch.distributed.rpc.internal", "_InternalRPCPickler"),
+    ("torch.distributed.rpc.backend_registry", "_get_device_infos"),
+    ("torch.distributed.rpc._utils", "_update_group_membership"),
+    ("torch._C._distributed_rpc", "WorkerInfo"),
+    ("builtins", "RuntimeError"),
+    ("builtins", "ValueError"),
+    ("builtins", "ConnectionError"),
+}
+
+_store: dist.Store | None = None
+_handler: Handler | None = None
+_refused: Callable[[str], None] | None = None
+
+
+def start(name: str, store: dist.Store, *, handler: Handler | None = None) -> None:
+    """Start this process's agent and, on the worker, join the ps.
+
+    Args:
+        name: PS or WORKER.
+        store: this session's rendezvous store.
+        handler: answers the other side's calls; runs on RPC threads.
+
+    Raises:
+        RuntimeError: the group was not formed within 30 s, or an agent runs already.
+    """
+    global _store, _handler
+    _install()
+    _store, _handler = store, handler
+    options = rpc.TensorPipeRpcBackendOptions(
+        num_worker_threads=_THREADS,
+        rpc_timeout=_JOIN_S,
+        init_method=f"{_SCHEME}://",
+        _transports=["uv"],  # one listener on loopback; no shared memory, no 16 more ports
+        _channels=["basic"],
+    )
+    rpc.init_rpc(name, rank=0 if name == PS else 1, rpc_backend_options=options)
+
+
+def on_refused(report: Callable[[str], None]) -> None:
+    """Have every name that the unpickler refuses reported."""
+    global _refused
+    _refused = report
+
+
+def own_port(store: dist.Store, name: str) -> int:
+    """Return the loopback port of this process's agent, as published.
+
+    Raises:
+        RuntimeError: the agent listens on another address than loopback.
+    """
+    published = store.get(f"addrs/{name}").decode()
+    host, _, port = published.rpartition("://")[2].rpartition(":")
+    if host != "127.0.0.1":
+        raise RuntimeError(f"torch RPC listens on {published}, not on loopback")
+    return int(port)
+
+
+def call(message: Message, tensors: Tensors, timeout_s: float) -> tuple[Message, Tensors]:
+    """Call the ps's handler. Raises RuntimeError when the link broke or the time is up."""
+    body, answered = rpc.rpc_sync(
+        PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s
+    )
+    return json.loads(body), answered
+
+
+def stop() -> None:
+    """End this process's agent without asking anybody (``graceful=True`` waits for the dead)."""
+    if rpc.api._is_current_rpc_agent_set():
+        rpc.shutdown(graceful=False)
+
+
+def _handle(body: str, tensors: Tensors) -> tuple[str, Tensors]:
+    """Run on the side that is called; the one function of ours that a peer may name."""
+    assert _handler is not None, "a call came before there was a handler"
+    answer, answered = _handler(json.loads(body), tensors)
+    return json.dumps(answer), answered
+
+
+class _AllowListUnpickler(pickle.Unpickler):
+    """Find only what a join and a call need; everything else is refused by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _tensor_receiver  # how a bound class method is pickled
+        _refuse(f"{module}.{name}")
+
+
+def _tensor_receiver(owner: object, name: str) -> Any:
+    internal = rpc.internal
+    if owner is internal._InternalRPCPickler and name == "_tensor_receiver":
+        return internal._InternalRPCPickler._tensor_receiver
+    _refuse(f"getattr({owner!r}, {name!r})")
+
+
+def _refuse(name: str) -> NoReturn:
+    if _refused is not None:
+        _refused(name)
+    raise pickle.UnpicklingError(f"{name} is not allowed in a minga session")
+
+
+def _install() -> None:
+    """Guard unpickling, register the rendezvous, pin TensorPipe to loopback; once a process."""
+    if rpc.internal._unpickler is _AllowListUnpickler:
+        return
+    rpc.internal._unpickler = _AllowListUnpickler
+    os.environ["TP_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    register_rendezvous_handler(_SCHEME, _rendezvous)
+
+
+def _rendezvous(
+    url: str, rank: int = -1, world_size: int = -1, **_: Any
+) -> Iterator[tuple[dist.Store, int, int | None]]:
+    assert _store is not None, "start() sets the store"
+    yield _store, rank, None

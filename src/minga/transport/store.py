@@ -1,0 +1,238 @@
+"""The rendezvous store of one session, and the heartbeat that shares its stream.
+
+The ps side holds a dict; the worker side asks for it through the session's first stream. No
+TCPStore exists, so nothing unauthenticated listens. ``init_rpc`` prefixes keys with a counter
+per process; two sides that reconnected a different number of times would not meet, so the
+prefix is dropped here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import Store
+
+from minga.transport.stream import Message, close, receive, send
+
+BEAT_S = 2.0
+SILENCE_S = 10.0
+"""A peer that says nothing for so long is dead."""
+
+_POLL_S = 0.02
+_DEFAULT_WAIT_S = 30.0
+
+
+class StoreTimeout(RuntimeError):
+    """A key did not appear in time."""
+
+
+def _plain(key: str) -> str:
+    return key.rpartition("/rpc_prefix_")[2].partition("/")[2] if "rpc_prefix_" in key else key
+
+
+class SessionStore(Store):
+    """The ps's side: a dict with a condition. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._timeout_s = _DEFAULT_WAIT_S
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Store a value and wake who waits for it."""
+        with self._changed:
+            self._values[_plain(key)] = _raw(value)
+            self._changed.notify_all()
+
+    def peek(self, key: str) -> bytes | None:
+        """Return the value, or None at once."""
+        with self._changed:
+            return self._values.get(_plain(key))
+
+    def get(self, key: str) -> bytes:
+        """Return the value; wait for it. Raises StoreTimeout."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: _plain(key) in self._values, self._timeout_s):
+                raise StoreTimeout(f"no key {key} within {self._timeout_s:g} s")
+            return self._values[_plain(key)]
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a decimal counter that begins at 0."""
+        with self._changed:
+            total = int(self._values.get(_plain(key), b"0")) + amount
+            self._values[_plain(key)] = str(total).encode()
+            self._changed.notify_all()
+            return total
+
+    def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
+        """Set if the value is ``expected`` (an absent key equals an empty one); return what is."""
+        with self._changed:
+            if self._values.get(_plain(key), b"") == _raw(expected):
+                self._values[_plain(key)] = _raw(desired)
+                self._changed.notify_all()
+            return self._values.get(_plain(key), b"")
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+        with self._changed:
+            return all(_plain(key) in self._values for key in keys)
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """Wait for all keys. Raises StoreTimeout."""
+        limit_s = timeout.total_seconds() if timeout else self._timeout_s
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: all(_plain(key) in self._values for key in keys), limit_s
+            ):
+                raise StoreTimeout(f"no keys {keys} within {limit_s:g} s")
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; return whether it was there."""
+        with self._changed:
+            return self._values.pop(_plain(key), None) is not None
+
+    def num_keys(self) -> int:
+        """Return how many keys there are."""
+        with self._changed:
+            return len(self._values)
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Bound later waits."""
+        self._timeout_s = timeout.total_seconds()
+
+
+def serve(store: SessionStore, stream: socket.socket) -> None:
+    """Answer a worker's store calls and heartbeats until the stream ends.
+
+    Raises:
+        OSError: the stream closed, or nothing came for SILENCE_S (a worker beats every BEAT_S).
+        ValueError: a malformed frame.
+    """
+    stream.settimeout(SILENCE_S)
+    while True:
+        send(stream, _answer(store, receive(stream)))
+
+
+def _answer(store: SessionStore, asked: Message) -> Message:
+    operation, key = asked.get("do"), str(asked.get("key", ""))
+    match operation:
+        case "beat":
+            return {}
+        case "get":
+            value = store.peek(key)
+            return {"value": None if value is None else value.decode("latin-1")}
+        case "set":
+            store.set(key, _sent(asked["value"]))
+            return {}
+        case "add":
+            return {"total": store.add(key, int(asked["amount"]))}
+        case "compare_set":
+            now = store.compare_set(key, _sent(asked["expected"]), _sent(asked["desired"]))
+            return {"value": now.decode("latin-1")}
+        case "check":
+            return {"there": store.check([str(each) for each in asked["keys"]])}
+        case "delete":
+            return {"there": store.delete_key(key)}
+        case _:
+            raise ValueError(f"unknown store call {operation!r}")
+
+
+class WorkerStore(Store):
+    """The worker's side: each call is one exchange on the session's first stream."""
+
+    def __init__(self, stream: socket.socket, lost: Callable[[str], None]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lost = lost
+        self._lock = threading.Lock()  # one exchange at a time: a TLS socket is not for two
+        self._timeout_s = _DEFAULT_WAIT_S
+        self._closed = threading.Event()
+        stream.settimeout(SILENCE_S)
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the heartbeat and close the stream."""
+        self._closed.set()
+        close(self._stream)
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Store a value."""
+        self._ask(do="set", key=_plain(key), value=_text(value))
+
+    def get(self, key: str) -> bytes:
+        """Return the value; ask until it is there. Raises StoreTimeout."""
+        deadline = time.monotonic() + self._timeout_s
+        while (value := self._ask(do="get", key=_plain(key))["value"]) is None:
+            self._pause(deadline, [key])
+        return _sent(value)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a decimal counter that begins at 0."""
+        return int(self._ask(do="add", key=_plain(key), amount=amount)["total"])
+
+    def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
+        """Set if the value is ``expected``; return what is there then."""
+        answer = self._ask(
+            do="compare_set", key=_plain(key), expected=_text(expected), desired=_text(desired)
+        )
+        return _sent(answer["value"])
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+        return bool(self._ask(do="check", keys=[_plain(key) for key in keys])["there"])
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        """Wait for all keys. Raises StoreTimeout."""
+        deadline = time.monotonic() + (timeout.total_seconds() if timeout else self._timeout_s)
+        while not self.check(keys):
+            self._pause(deadline, keys)
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; return whether it was there."""
+        return bool(self._ask(do="delete", key=_plain(key))["there"])
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Bound later waits."""
+        self._timeout_s = timeout.total_seconds()
+
+    def _ask(self, **asked: Any) -> Message:
+        with self._lock:
+            send(self._stream, asked)
+            return receive(self._stream)
+
+    def _pause(self, deadline: float, keys: list[str]) -> None:
+        if time.monotonic() > deadline:
+            raise StoreTimeout(f"the session never published {keys}")
+        self._closed.wait(_POLL_S)
+
+    def _beat(self) -> None:
+        reason = "closed"
+        with contextlib.suppress(ValueError):
+            try:
+                while not self._closed.wait(BEAT_S):
+                    self._ask(do="beat")
+            except TimeoutError:
+                reason = f"no heartbeat from the ps for {SILENCE_S:g} s"
+            except OSError as error:
+                reason = f"the connection ended ({error})"
+        if not self._closed.is_set():
+            self._lost(reason)
+
+
+def _raw(value: str | bytes) -> bytes:
+    return value.encode("latin-1") if isinstance(value, str) else bytes(value)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else bytes(value).decode("latin-1")
+
+
+def _sent(value: Any) -> bytes:
+    return str(value).encode("latin-1")

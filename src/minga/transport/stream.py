@@ -1,0 +1,132 @@
+"""Streams to the ps: the preamble that says where one belongs, TLS, and frames of JSON.
+
+Every connection to the ps begins with a preamble of 32 bytes in clear text: whether it wants
+to join or which session it belongs to. A session id is worth nothing by itself: TLS and a
+proof follow. It lets the coordinator pass the raw descriptor on to the session's own process,
+which TLS state would not survive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import struct
+from typing import Any
+
+from minga.transport.identity import Secret, check_pin, client_context
+
+PREAMBLE_BYTES = 32
+HELLO_LIMIT_BYTES = 4096
+FRAME_LIMIT_BYTES = 64 * 1024 * 1024
+HANDSHAKE_S = 5.0
+SESSION_ID_CHARS = 16
+
+_MAGIC = b"minga/1 "
+_JOIN = "join"
+_LENGTH = struct.Struct("!I")
+
+Message = dict[str, Any]
+
+
+class StreamClosed(ConnectionError):
+    """The other side is gone."""
+
+
+def preamble(session: str | None) -> bytes:
+    """Return the first bytes of a connection: a join, or a stream of ``session``."""
+    return (_MAGIC + (session or _JOIN).encode()).ljust(PREAMBLE_BYTES)
+
+
+def read_preamble(raw: bytes) -> str | None:
+    """Return the session id, or None for a join. Raises ValueError on anything else."""
+    word = raw[len(_MAGIC) :].rstrip(b" ")
+    if len(raw) != PREAMBLE_BYTES or not raw.startswith(_MAGIC):
+        raise ValueError("not a minga stream")
+    if word == _JOIN.encode():
+        return None
+    if len(word) != SESSION_ID_CHARS or not word.isalnum():
+        raise ValueError("malformed session id")
+    return word.decode()
+
+
+def encode_frame(message: Message) -> bytes:
+    """Return a length prefix (4 bytes, big endian) and the message as JSON."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(prefix: bytes, limit: int = FRAME_LIMIT_BYTES) -> int:
+    """Return the length that a prefix announces. Raises ValueError above ``limit``."""
+    length = int(_LENGTH.unpack(prefix)[0])
+    if length > limit:
+        raise ValueError(f"a frame of {length} bytes, at most {limit} are taken")
+    return length
+
+
+def decode_frame(body: bytes) -> Message:
+    """Return the message. Raises ValueError if it is not a JSON object."""
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise ValueError("a frame that is not an object")
+    return message
+
+
+def send(stream: socket.socket, message: Message) -> None:
+    """Send one frame."""
+    stream.sendall(encode_frame(message))
+
+
+def receive(stream: socket.socket, limit: int = FRAME_LIMIT_BYTES) -> Message:
+    """Receive one frame. Raises StreamClosed, TimeoutError (the socket's own), ValueError."""
+    length = frame_length(_exactly(stream, _LENGTH.size), limit)
+    return decode_frame(_exactly(stream, length))
+
+
+def dial(
+    address: tuple[str, int], secret: Secret, session: str | None, timeout_s: float = HANDSHAKE_S
+) -> ssl.SSLSocket:
+    """Open a TLS stream to the ps and check its certificate.
+
+    Raises OSError when nothing answers, Refused when the certificate is not the pinned one.
+    """
+    raw = socket.create_connection(address, timeout=timeout_s)
+    try:
+        tune(raw)
+        raw.sendall(preamble(session))
+        stream = client_context().wrap_socket(raw)
+    except BaseException:
+        raw.close()
+        raise
+    try:
+        check_pin(stream, secret)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def tune(raw: socket.socket) -> None:
+    """No Nagle delay; keep-alive, so that the kernel notices a peer that lost its power."""
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def close(stream: socket.socket) -> None:
+    """Shut a socket down, which wakes whoever blocks on it, and close it."""
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+def _exactly(stream: socket.socket, count: int) -> bytes:
+    parts = bytearray(count)
+    view, filled = memoryview(parts), 0
+    while filled < count:
+        got = stream.recv_into(view[filled:])
+        if not got:
+            raise StreamClosed("the other side closed the stream")
+        filled += got
+    return bytes(parts)
