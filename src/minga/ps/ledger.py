@@ -19,11 +19,16 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a lease that one push covers: positions ``start`` to ``stop``."""
+    """A part of a lease that one push covers: positions ``start`` to ``stop`` of an epoch.
+
+    ``crc`` is over the sample ids that the worker really read.
+    """
 
     lease: int
+    epoch: int
     start: int
     stop: int
+    crc: int = 0
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class Ledger:
         self.samples = samples
         self.epochs = epochs
         self.refused = 0
-        self._chunk = chunk
+        self.chunk = chunk
         self._lease_s = lease_s
         self._free: dict[int, list[Interval]] = {0: [(0, samples)]}
         self._counted: dict[int, int] = {0: 0}
@@ -100,6 +105,8 @@ class Ledger:
             if held is None or held.owner != owner:
                 return "lease expired"
             at = reached.get(span.lease, held.done)
+            if span.epoch != held.lease.epoch:
+                return "lease of another epoch"
             if span.start != at or not at < span.stop <= held.lease.stop:
                 return "lease out of order"
             reached[span.lease] = span.stop
@@ -108,9 +115,8 @@ class Ledger:
     def count(self, spans: Iterable[Span], now_s: float) -> None:
         """Count spans to which there was no objection."""
         for span in spans:
-            epoch = self._leases[span.lease].lease.epoch
             self._advance(span, now_s)
-            self._counted[epoch] += span.stop - span.start
+            self._counted[span.epoch] += span.stop - span.start
         while self._counted.get(self.complete_epochs) == self.samples:
             finished = self.complete_epochs
             del self._counted[finished]
@@ -184,7 +190,7 @@ class Ledger:
         for epoch in sorted(self._free):
             if self._free[epoch]:
                 start, stop = self._free[epoch].pop(0)
-                end = min(stop, start + self._chunk, start + max(want, 1))
+                end = min(stop, start + self.chunk, start + max(want, 1))
                 if end < stop:
                     self._free[epoch].insert(0, (end, stop))
                 return epoch, start, end

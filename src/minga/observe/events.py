@@ -1,0 +1,45 @@
+"""The run's event log: one JSON object per line, and whoever wants to hear of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minga.observe.folder import plain, utc_now
+
+SCHEMA = "minga.event/1"
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class EventLog:
+    """Appends events to ``events.jsonl`` and passes them on to its listeners."""
+
+    def __init__(self, path: Path, run_id: str) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._run_id = run_id
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have every later event passed to ``listener``."""
+        self._listeners.append(listener)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event; non-finite floats become null."""
+        event = {
+            "schema": SCHEMA,
+            "time": utc_now(),
+            "run_id": self._run_id,
+            "kind": kind,
+            **plain(fields),
+        }
+        self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
+        self._file.flush()
+        for listener in self._listeners:
+            listener(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

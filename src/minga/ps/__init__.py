@@ -1,0 +1,1 @@
+"""The parameter server: coordinator, session processes, shared parameters, ledger."""

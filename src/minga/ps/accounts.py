@@ -1,0 +1,336 @@
+"""What sessions ask and report: admission of pushes, counting, leases, the next work.
+
+One event loop owns all of it, so there are no locks. No tensor passes through here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minga.algorithm import localsgd
+from minga.config import Settings
+from minga.observe.events import EventLog
+from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
+from minga.ps.evaluation import Evaluation
+from minga.ps.journal import Journal
+from minga.ps.ledger import Ledger, Span
+from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
+from minga.ps.parameters import SharedParameters
+from minga.ps.sessions import Handle, Pending
+from minga.transport.stream import Message
+
+_LEASED_WINDOWS = 2
+_CHUNKS_PER_EPOCH = 100
+_BATCHES_PER_CHUNK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What the first worker said of the data; every other must say the same."""
+
+    train: int
+    val: int
+    classes: int
+    class_hash: str
+    image_size: int
+
+    @classmethod
+    def from_message(cls, message: Message) -> DataFacts:
+        """Read a worker's report. Raises KeyError, TypeError or ValueError."""
+        return cls(
+            train=int(message["train"]),
+            val=int(message["val"]),
+            classes=int(message["classes"]),
+            class_hash=str(message["class_hash"]),
+            image_size=int(message["image_size"]),
+        )
+
+
+class Accounts:
+    """The run's books: ledger, journal, members, schedule, last push of each worker process.
+
+    Attributes:
+        phase: ``train`` until the run is over, then ``done``; ``stopped`` when asked to stop.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        facts: DataFacts,
+        *,
+        nominal_workers: int,
+        parameters: SharedParameters,
+        journal: Journal,
+        events: EventLog,
+        members: Members,
+    ) -> None:
+        self.settings = settings
+        self.facts = facts
+        self.nominal_workers = nominal_workers
+        self.parameters = parameters
+        self.journal = journal
+        self.events = events
+        self.members = members
+        self.phase = TRAIN
+        self.norms = localsgd.RecentNorms()
+        self.last_sequence: dict[str, int] = {}
+        self.progressed: Callable[[], None] = lambda: None
+        batch, train = settings.train.batch_size, facts.train
+        chunk = max(_BATCHES_PER_CHUNK * batch, -(-train // _CHUNKS_PER_EPOCH))
+        self.ledger = Ledger(
+            "train",
+            samples=train,
+            epochs=settings.train.epochs,
+            chunk=settings.ledger.chunk or chunk,
+            lease_s=settings.ledger.lease_s,
+        )
+        self.evaluation = Evaluation(
+            parameters,
+            train=train,
+            validate=facts.val,
+            recalibration_images=settings.evaluation.recalibration_images,
+            lease_s=settings.ledger.lease_s,
+        )
+        self.last_push = 0
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole run."""
+        return self.facts.train * self.settings.train.epochs
+
+    def learning_rate(self) -> float:
+        """Return the schedule's rate now, for a worker with the configured batch."""
+        chosen = self.settings.optimizer
+        return localsgd.learning_rate(
+            self.ledger.counted,
+            localsgd.Schedule(
+                kind=chosen.schedule,
+                lr=chosen.lr,
+                batch_size=self.settings.train.batch_size,
+                workers=self.nominal_workers,
+                epoch_samples=self.facts.train,
+                epochs=self.settings.train.epochs,
+                warmup_epochs=chosen.warmup_epochs,
+            ),
+        )
+
+    def answer(self, handle: Handle, asked: Message) -> Message:
+        """Answer a session's question. Raises ValueError on one that there is not."""
+        member = handle.member
+        member.heard_s = time.monotonic()
+        match asked["do"]:
+            case "ready":
+                handle.port = int(asked["port"])
+                handle.ready.set()
+            case "admit":
+                return self._admit(handle, asked["message"])
+            case "applied":
+                return self._applied(handle, asked)
+            case "refused":
+                return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
+            case "work":
+                return self._work_of(member, asked["message"])
+            case "result":
+                return self._result(member, asked["message"], str(asked["vector"]))
+            case "leave":
+                member.state = LEFT
+                self.events.write("worker_left", worker=member.name, rank=member.rank)
+            case "drifted":
+                self.events.write("reference_drifted", worker=member.name, rank=member.rank)
+                return {"verdict": "refused", "reason": "reference drifted", **self.work(member)}
+            case "lost" | "stranger" as kind:
+                self._tell(kind, member, asked)
+            case other:
+                raise ValueError(f"a session asked {other!r}")
+        return {}
+
+    def settle(self, handle: Handle, facts: Message | None = None) -> None:
+        """Count a pending push if, and only if, the shared memory says that it was applied."""
+        pending, member = handle.pending, handle.member
+        if pending is None or self.parameters.applied(handle.spec.slot) != pending.push:
+            return
+        handle.pending = None
+        message = pending.message
+        spans = _spans(message)
+        self.ledger.count(spans, time.monotonic())
+        self.last_sequence[member.uuid] = int(message["sequence"])
+        samples = sum(span.stop - span.start for span in spans)
+        staleness = int((facts or {}).get("staleness", 0))
+        self.journal.write(
+            {
+                "push": pending.push,
+                "worker": member.rank,
+                "uuid": member.uuid,
+                "sequence": message["sequence"],
+                "version": self.parameters.version,
+                "spans": [[span.epoch, span.start, span.stop, span.crc] for span in spans],
+            }
+        )
+        self._score(member, message, samples, staleness)
+        self.events.write(
+            "push",
+            worker=member.name,
+            rank=member.rank,
+            version=self.parameters.version,
+            base_version=message["base_version"],
+            staleness=staleness,
+            samples=samples,
+            samples_done=self.ledger.counted,
+            loss=message.get("loss"),
+            lr=message.get("lr"),
+            compute_s=message.get("compute_s"),
+            wait_s=message.get("wait_s"),
+        )
+        self.progressed()
+
+    def part_with(self, handle: Handle) -> None:
+        """A session ended: settle what it left, give back what it held."""
+        member = handle.member
+        self.parameters.repair()
+        self.settle(handle)
+        handle.pending = None
+        back = self.ledger.give_back(member.owner)
+        self.evaluation.give_back(member.owner)
+        if self.members.current(member) and member.state == TRAINING:
+            member.state = LOST
+            self.events.write(
+                "worker_lost", worker=member.name, rank=member.rank, samples_back=back
+            )
+
+    def work(self, member: Member) -> Message:
+        """Return ``{"work": ...}``: what this worker does next."""
+        return {"work": self._next(member).to_dict()}
+
+    def _next(self, member: Member) -> Work:
+        done = self.ledger.counted
+        if self.phase in (DONE, STOPPED):
+            return Work(task=self.phase, samples_done=done)
+        settings, now_s = self.settings, time.monotonic()
+        leases = self.evaluation.grant(member.owner)
+        window = settings.exchange.local_steps * (member.batch_size or settings.train.batch_size)
+        missing = _LEASED_WINDOWS * window - self.ledger.held(member.owner)
+        leases += self.ledger.grant(member.owner, missing, now_s)
+        busy = bool(leases) or self.ledger.held(member.owner) > 0
+        return Work(
+            task=TRAIN if busy else WAIT,
+            lr=localsgd.worker_rate(
+                self.learning_rate(),
+                member.batch_size or settings.train.batch_size,
+                settings.train.batch_size,
+            ),
+            steps=settings.exchange.local_steps,
+            leases=[lease.to_list() for lease in leases],
+            snapshot=self.evaluation.snapshot,
+            samples_done=done,
+        )
+
+    def _admit(self, handle: Handle, message: Message) -> Message:
+        member, sequence = handle.member, int(message["sequence"])
+        if sequence <= self.last_sequence.get(member.uuid, 0):
+            return {"verdict": "duplicate", **self.work(member)}
+        objection = self.ledger.objection(member.owner, _spans(message))
+        if objection is not None:
+            return self._refused(handle, objection, 0, message)
+        self.last_push += 1
+        handle.pending = Pending(self.last_push, message)
+        self.ledger.renew(member.owner, time.monotonic())
+        return {
+            "verdict": "granted",
+            "push": self.last_push,
+            "median_norm": self.norms.median,
+        }
+
+    def _applied(self, handle: Handle, asked: Message) -> Message:
+        member = handle.member
+        self.settle(handle, asked)
+        self.norms.add(float(asked["norm"]))
+        return {"verdict": "applied", **self.work(member)}
+
+    def _refused(
+        self, handle: Handle, reason: str, staleness: int, message: Message | None = None
+    ) -> Message:
+        """Take a refused push back whole: its samples are dealt again."""
+        member = handle.member
+        if message is None:
+            assert handle.pending is not None, "only a pending push is refused"
+            message = handle.pending.message
+        handle.pending = None
+        spans = _spans(message)
+        self.ledger.refuse(member.owner, spans, time.monotonic())
+        member.totals.refused += 1
+        self.events.write(
+            "refused",
+            worker=member.name,
+            rank=member.rank,
+            reason=reason,
+            staleness=staleness,
+            samples=sum(span.stop - span.start for span in spans),
+        )
+        return {"verdict": "refused", "reason": reason, **self.work(member)}
+
+    def _work_of(self, member: Member, message: Message) -> Message:
+        if member.state != TRAINING:
+            member.state = TRAINING
+            self.events.write(
+                "worker_join",
+                worker=member.name,
+                rank=member.rank,
+                host=member.host,
+                device=member.device,
+                generation=member.generation,
+            )
+        if message.get("busy"):
+            self.ledger.renew(member.owner, time.monotonic())
+        return self.work(member)
+
+    def _result(self, member: Member, message: Message, vector: str) -> Message:
+        span = self.evaluation.take(member.owner, message, vector)
+        self.ledger.renew(member.owner, time.monotonic())
+        if span is not None:
+            self.journal_evaluation(member, message)
+        return self.work(member)
+
+    def journal_evaluation(self, member: Member, message: Message) -> None:
+        """Keep who measured what, for audits of a validation."""
+        self.events.write(
+            str(message["kind"]),
+            worker=member.name,
+            rank=member.rank,
+            snapshot=self.evaluation.snapshot,
+            start=message["start"],
+            stop=message["stop"],
+        )
+
+    def _score(self, member: Member, message: Message, samples: int, staleness: int) -> None:
+        totals = member.totals
+        totals.samples += samples
+        totals.pushes += 1
+        totals.staleness_sum += staleness
+        totals.staleness_max = max(totals.staleness_max, staleness)
+        totals.bytes_in += int(message.get("bytes_out", 0))
+        totals.bytes_out += int(message.get("bytes_in", 0))
+        compute_s, wait_s = float(message.get("compute_s", 0)), float(message.get("wait_s", 0))
+        totals.compute_s += compute_s
+        totals.wait_s += wait_s
+        member.window_s = compute_s + wait_s
+        loss = message.get("loss")
+        member.last_loss = float(loss) if loss is not None and math.isfinite(loss) else None
+        if member.window_s > 0:
+            rate = samples / member.window_s
+            member.rate = rate if not member.rate else 0.8 * member.rate + 0.2 * rate
+
+    def _tell(self, kind: str, member: Member, asked: Message) -> None:
+        facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}
+        if kind == "lost":
+            self.events.write("session_lost", reason=asked["reason"], **facts)
+        else:
+            self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
+
+
+def _spans(message: Message) -> list[Span]:
+    """Read a push's progress: ``[[lease, epoch, start, stop, crc], ...]``."""
+    return [Span(*(int(field) for field in each)) for each in message["progress"]]

@@ -1,0 +1,302 @@
+"""The ps's main process: lets workers in, keeps the run going, saves it, ends it.
+
+Membership, ledger, schedule, checkpoints and statistics live on one event loop. Tensors stay
+in the session processes and in the memory that they share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from minga import __version__
+from minga.errors import Hint, MingaError, Refused
+from minga.observe.events import EventLog
+from minga.protocol import DONE, PROTOCOL_VERSION, STOPPED, loopback_id
+from minga.ps.accounts import Accounts, DataFacts
+from minga.ps.evaluation import Measured
+from minga.ps.members import LEFT, LOST, Member, Members
+from minga.ps.session import SessionSpec
+from minga.ps.sessions import Handle, Sessions
+from minga.ps.state import RunState
+from minga.transport.door import Door, JoinStream
+from minga.transport.identity import Identity
+from minga.transport.stream import Message
+
+_PREPARE_S = 15.0
+"""A joining worker says every few seconds that it is still preparing."""
+_FAREWELL_S = 10.0
+_TICK_S = 1.0
+
+
+class Coordinator:
+    """One run of the ps, from the first join to the last.
+
+    Args:
+        state: the run's settings, folder and what a checkpoint held.
+        identity: certificate and token.
+        world_size: 1 + workers expected; for the schedule and for "3 of 4 are here".
+    """
+
+    def __init__(self, state: RunState, identity: Identity, world_size: int) -> None:
+        self.state = state
+        self.events: EventLog = state.events
+        self.members: Members = state.members
+        self.measured: list[Measured] = state.measured
+        self.accounts: Accounts | None = None
+        self.refused_visitors = 0
+        self.show: Callable[[dict[str, Any]], None] = lambda status: None
+        self._identity = identity
+        self._world_size = world_size
+        self._sessions: Sessions | None = None
+        self._door = Door(identity, self._joined, self._streamed, self._turned_away)
+        self._preparing = asyncio.Lock()
+        self._progress = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    def open(self, host: str | None, port: int) -> int:
+        """Listen; return the port. Raises UsageError when it is taken."""
+        return self._door.open(host, port)
+
+    def stop(self) -> None:
+        """Ask the run to save itself and end."""
+        self._stop.set()
+
+    async def run(self) -> str:
+        """Serve until the run is done or stopped; return which."""
+        chores = [
+            asyncio.create_task(self._every(_TICK_S, self._tick)),
+            asyncio.create_task(self._save_regularly()),
+        ]
+        ends = [asyncio.create_task(self._train()), asyncio.create_task(self._stop.wait())]
+        try:
+            finished, _ = await asyncio.wait([*ends, *chores], return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                task.result()
+            phase = DONE if ends[0].done() else STOPPED
+            if self.accounts is not None:
+                self.accounts.phase = phase
+                await self.state.save(self.accounts, self._pending)
+                await self._say_goodbye()
+        finally:
+            for task in (*ends, *chores):
+                task.cancel()
+            await asyncio.gather(*ends, *chores, return_exceptions=True)
+            await self._door.close()
+            if self._sessions is not None:
+                self._sessions.kill_all()
+        return phase
+
+    # -- the run
+
+    async def _train(self) -> None:
+        """Validate when it is time, until every epoch is counted and measured."""
+        accounts = await self._started()
+        every = self.state.settings.evaluation.every_epochs * accounts.facts.train
+        due = every * (accounts.ledger.counted // every + 1)
+        while True:
+            while accounts.ledger.counted < min(due, accounts.total_samples):
+                self._progress.clear()
+                await self._progress.wait()
+            counted = accounts.ledger.counted
+            due = every * (counted // every + 1)
+            await self._measure(accounts, counted)
+            if counted >= accounts.total_samples:
+                return
+
+    async def _started(self) -> Accounts:
+        while self.accounts is None:
+            self._progress.clear()
+            await self._progress.wait()
+        return self.accounts
+
+    async def _measure(self, accounts: Accounts, counted: int) -> None:
+        self.events.write("evaluation_start", samples_done=counted)
+        result = await accounts.evaluation.run(counted)
+        best = all(result.accuracy > earlier.accuracy for earlier in self.measured)
+        self.measured.append(result)
+        self.events.write(
+            "evaluation",
+            version=result.version,
+            samples_done=result.samples_done,
+            accuracy=result.accuracy,
+            loss=result.loss,
+            best=best,
+        )
+        if best:
+            await asyncio.to_thread(self.state.save_best, accounts, result)
+
+    # -- those who come
+
+    async def _joined(self, join: JoinStream) -> None:
+        member: Member | None = None
+        try:
+            member = self._welcome(join)
+            await join.send({"welcome": self._terms(member)})
+            facts = await self._data_report(join)
+            await self._prepare(facts)
+            handle = await self._session_for(member)
+            session = {"id": handle.spec.id, "key": handle.spec.key, "port": handle.port}
+            here = join.hello.get("loopback") == loopback_id()
+            sequence = self._known_sequence(member)
+            await join.send({**session, "here": here, "sequence": sequence})
+            await asyncio.wait_for(self._in_use(member), timeout=60.0)
+        except MingaError as error:
+            self._turned_away(join.host, error.what)
+            hints = [[hint.question, hint.command] for hint in error.hints]
+            with contextlib.suppress(OSError):
+                await join.send({"refused": {"code": error.code, "what": error.what, "hints": hints}})
+        except (OSError, EOFError, ValueError, KeyError, TypeError, TimeoutError) as error:
+            self._turned_away(join.host, f"join failed: {error or type(error).__name__}")
+        finally:
+            if member is not None and member.state == "joining":
+                member.state = LEFT
+
+    def _welcome(self, join: JoinStream) -> Member:
+        spoken = join.hello.get("protocol")
+        if spoken != PROTOCOL_VERSION:
+            raise Refused(
+                f"{join.host} speaks protocol {spoken}, this ps {PROTOCOL_VERSION}",
+                code="protocol-differs",
+                hints=(Hint("same version on both?", f"the ps has minga {__version__}"),),
+            )
+        for old in self._handles_of(str(join.hello["uuid"])):
+            old.kill()  # the same process comes again: its last session is over
+            old.member.state = LOST
+        member = self.members.admit(join.hello, join.host, time.monotonic())
+        batch = join.hello.get("batch_size")
+        member.batch_size = int(batch) if batch is not None else None
+        return member
+
+    def _terms(self, member: Member) -> Message:
+        return {
+            "run_id": self.state.run_id,
+            "rank": member.rank,
+            "name": member.name,
+            "generation": member.generation,
+            "world_size": self._world_size,
+            "settings": self.state.settings.to_dict(),
+        }
+
+    async def _data_report(self, join: JoinStream) -> DataFacts:
+        while True:
+            message = await join.receive(_PREPARE_S)
+            if failed := message.get("failed"):
+                raise Refused(str(failed["what"]), code=str(failed["code"]))
+            if report := message.get("data"):
+                return DataFacts.from_message(report)
+
+    async def _prepare(self, facts: DataFacts) -> None:
+        """Make the parameters when the first worker has said what the data are."""
+        async with self._preparing:
+            if self.accounts is None:
+                self.accounts = await asyncio.to_thread(
+                    self.state.prepare, facts, max(1, self._world_size - 1)
+                )
+                self.accounts.progressed = self._progress.set
+                self._sessions = self._make_sessions(self.accounts)
+                self._progress.set()
+        if facts != self.accounts.facts:
+            raise Refused(
+                f"this worker's data differ from the run's: {_differences(facts, self.accounts)}",
+                code="data-differs",
+                hints=(Hint("same folder on every PC?", "minga data verify"),),
+            )
+
+    def _make_sessions(self, accounts: Accounts) -> Sessions:
+        exchange, parameters = self.state.settings.exchange, accounts.parameters
+        template = SessionSpec(
+            id="",
+            key="",
+            slot=0,
+            host="",
+            codec=exchange.codec,
+            gain=exchange.gain,
+            max_staleness=exchange.max_staleness,
+            weights=parameters.weights,
+            buffers=parameters.buffers,
+            identity=self._identity,
+        )
+        return Sessions(template, parameters, accounts.answer, accounts.part_with)
+
+    async def _session_for(self, member: Member) -> Handle:
+        assert self._sessions is not None, "parameters come before sessions"
+        try:
+            return await self._sessions.start(member)
+        except TimeoutError as error:
+            raise Refused(
+                f"the session for {member.name} was not up in time", code="session-late"
+            ) from error
+
+    async def _in_use(self, member: Member) -> None:
+        """Return when the worker has called over its session; else the session is killed."""
+        try:
+            while member.state == "joining":
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            for handle in self._handles_of(member.uuid):
+                handle.kill()
+            raise
+
+    def _streamed(self, session: str, raw: socket.socket, host: str) -> bool:
+        return self._sessions is not None and self._sessions.pass_on(session, raw, host)
+
+    def _turned_away(self, host: str, reason: str) -> None:
+        self.refused_visitors += 1
+        self.events.write("turned_away", host=host, reason=reason)
+
+    # -- chores
+
+    async def _tick(self) -> None:
+        accounts = self.accounts
+        if accounts is not None:
+            now_s = time.monotonic()
+            accounts.parameters.active_workers = self.members.active(now_s)
+            accounts.evaluation.expire()
+            for owner, samples in accounts.ledger.expire(now_s).items():
+                self.events.write("lease_expired", owner=owner, samples=samples)
+        self.show(self.state.publish(accounts, self.refused_visitors))
+
+    async def _save_regularly(self) -> None:
+        accounts = await self._started()
+        await self.state.save(accounts, self._pending)
+
+        async def save() -> None:
+            await self.state.save(accounts, self._pending)
+
+        await self._every(self.state.settings.checkpoint.every_s, save)
+
+    async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await chore()
+
+    async def _say_goodbye(self) -> None:
+        """Give the workers time to hear that the run is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                while self._sessions is not None and len(self._sessions):
+                    await asyncio.sleep(0.05)
+
+    def _pending(self) -> list[Handle]:
+        return self._sessions.handles() if self._sessions is not None else []
+
+    def _handles_of(self, uuid: str) -> list[Handle]:
+        return [handle for handle in self._pending() if handle.member.uuid == uuid]
+
+    def _known_sequence(self, member: Member) -> int:
+        return self.accounts.last_sequence.get(member.uuid, 0) if self.accounts else 0
+
+
+def _differences(facts: DataFacts, accounts: Accounts) -> str:
+    named = ("train", "val", "classes", "class_hash", "image_size")
+    return ", ".join(
+        f"{name} {getattr(facts, name)} instead of {getattr(accounts.facts, name)}"
+        for name in named
+        if getattr(facts, name) != getattr(accounts.facts, name)
+    )
+

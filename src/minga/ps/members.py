@@ -1,0 +1,142 @@
+"""Who takes part: ranks, generations, who is alive, who is active.
+
+A worker process has a uuid and its PC a machine id. It takes a rank over only when the
+holder is dead; a rank that a live worker holds is refused, naming the holder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from minga.errors import Hint, Refused
+from minga.transport.stream import Message
+
+JOINING, TRAINING, LOST, LEFT = "joining", "training", "lost", "left"
+
+_ACTIVE_S = 15.0
+_ACTIVE_WINDOWS = 3
+
+
+@dataclass(slots=True)
+class Totals:
+    """What one rank did, over all its generations."""
+
+    samples: int = 0
+    pushes: int = 0
+    refused: int = 0
+    staleness_sum: int = 0
+    staleness_max: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    joins: int = 0
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker process as the ps knows it."""
+
+    rank: int
+    uuid: str
+    name: str
+    host: str
+    hostname: str
+    device: str
+    generation: int
+    state: str = JOINING
+    heard_s: float = 0.0
+    window_s: float = 0.0
+    last_loss: float | None = None
+    batch_size: int | None = None
+    rate: float = 0.0
+    """Samples per second over the last pushes."""
+    totals: Totals = field(default_factory=Totals)
+
+    @property
+    def owner(self) -> str:
+        """The name under which the ledger knows this generation's leases."""
+        return f"{self.rank}.{self.generation}"
+
+
+class Members:
+    """All workers that ever joined, by rank. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_rank: dict[int, Member] = {}
+        self._earlier: dict[int, Totals] = {}
+        self._generation = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        """Iterate in the order of ranks."""
+        return iter([self._by_rank[rank] for rank in sorted(self._by_rank)])
+
+    def admit(self, hello: Message, host: str, now_s: float) -> Member:
+        """Give a joining worker its rank.
+
+        Raises:
+            Refused: ``rank-held`` by a live worker, or ``rank-invalid``.
+        """
+        wanted = hello.get("rank")
+        rank = self._rank_of(str(hello["uuid"]), wanted)
+        holder = self._by_rank.get(rank)
+        if holder is not None and holder.uuid != hello["uuid"] and self._alive(holder):
+            raise Refused(
+                f"rank {rank} is held by {holder.name} on {holder.host}, which is alive",
+                code="rank-held",
+                hints=(Hint("take another", "leave WORKER_RANK out: the ps gives a free one"),),
+            )
+        self._generation += 1
+        member = Member(
+            rank=rank,
+            uuid=str(hello["uuid"]),
+            name=str(hello.get("name") or f"worker-{rank:02d}"),
+            host=host,
+            hostname=str(hello.get("hostname", "")),
+            device=str(hello.get("device", "")),
+            generation=self._generation,
+            heard_s=now_s,
+            totals=holder.totals if holder else self._earlier.pop(rank, Totals()),
+        )
+        member.totals.joins += 1
+        self._by_rank[rank] = member
+        return member
+
+    def restore(self, totals: dict[int, Totals]) -> None:
+        """Continue the totals of ranks from a checkpoint, as they join again."""
+        self._earlier = totals
+
+    def current(self, member: Member) -> bool:
+        """Whether this generation still holds its rank."""
+        return self._by_rank.get(member.rank) is member
+
+    def live(self) -> list[Member]:
+        """Return those who train or join now."""
+        return [member for member in self if self._alive(member)]
+
+    def active(self, now_s: float) -> int:
+        """Return N_active: workers heard from in max(15 s, 3 windows); at least 1."""
+        heard = sum(
+            member.state == TRAINING
+            and now_s - member.heard_s <= max(_ACTIVE_S, _ACTIVE_WINDOWS * member.window_s)
+            for member in self
+        )
+        return max(1, heard)
+
+    def _rank_of(self, uuid: str, wanted: object) -> int:
+        if wanted is not None:
+            if not isinstance(wanted, int) or wanted < 1:
+                raise Refused(f"rank {wanted!r} is not 1, 2, 3 ...", code="rank-invalid")
+            return wanted
+        for member in self:
+            if member.uuid == uuid:
+                return member.rank
+        rank = 1
+        while (holder := self._by_rank.get(rank)) is not None and self._alive(holder):
+            rank += 1
+        return rank
+
+    @staticmethod
+    def _alive(member: Member) -> bool:
+        return member.state in (JOINING, TRAINING)

@@ -1,0 +1,258 @@
+"""One worker's process at the ps: decode its pushes, apply them, encode the replies.
+
+The coordinator forks it from a server that has torch loaded, gives it the shared parameters
+and two sockets, and judges what it reports; the tensors never pass through the coordinator.
+It may be killed at any time: what it applied half is completed by the next lock holder, what
+it had not reported goes back to the ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hmac
+import json
+import os
+import signal
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from minga.algorithm import codec as codecs
+from minga.algorithm import localsgd
+from minga.ps.parameters import SharedParameters
+from minga.transport import rpc, store
+from minga.transport.forwarder import forward
+from minga.transport.identity import Identity
+from minga.transport.stream import (
+    HANDSHAKE_S,
+    HELLO_LIMIT_BYTES,
+    Message,
+    close,
+    receive,
+    send,
+)
+
+CONTROL_S = 60.0
+"""The coordinator answers within milliseconds; a silent one is dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a session process is told at its start."""
+
+    id: str
+    key: str
+    slot: int
+    host: str
+    codec: str
+    gain: float
+    max_staleness: int | None
+    weights: int
+    buffers: int
+    identity: Identity
+
+
+class Control:
+    """The session's side of its line to the coordinator: one question at a time."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._lock = threading.Lock()
+        line.settimeout(CONTROL_S)
+
+    def ask(self, do: str, **fields: Any) -> Message:
+        """Return the coordinator's answer. Raises OSError when it is gone."""
+        with self._lock:
+            send(self._line, {"do": do, **fields})
+            return receive(self._line)
+
+
+class Session:
+    """Answers one worker's calls; holds ``ref``, the weights that this worker has."""
+
+    def __init__(self, spec: SessionSpec, parameters: SharedParameters, control: Control) -> None:
+        self._spec = spec
+        self._parameters = parameters
+        self._control = control
+        self._codec = codecs.make_codec(spec.codec, spec.weights)
+        self._reference = torch.zeros(spec.weights)
+        self._one_call = threading.Lock()
+
+    def handle(self, message: Message, tensors: rpc.Tensors) -> tuple[Message, rpc.Tensors]:
+        """Answer one call; runs on an RPC thread."""
+        with self._one_call:
+            match message["do"]:
+                case "push":
+                    return self._push(message, *tensors)
+                case "weights":
+                    return self._weights()
+                case "snapshot":
+                    return self._snapshot(with_weights=bool(message["weights"]))
+                case "result":
+                    vector = base64.b64encode(tensors[0].numpy().tobytes()) if tensors else b""
+                    return self._control.ask("result", message=message, vector=vector.decode()), ()
+                case "work" | "leave" as do:
+                    return self._control.ask(do, message=message), ()
+                case other:
+                    raise ValueError(f"unknown call {other!r}")
+
+    def _weights(self) -> tuple[Message, rpc.Tensors]:
+        weights, buffers, version = self._parameters.snapshot()
+        self._reference.copy_(weights)
+        return {"version": version, **self._control.ask("work", message={})}, (weights, buffers)
+
+    def _snapshot(self, *, with_weights: bool) -> tuple[Message, rpc.Tensors]:
+        weights = self._parameters.frozen_weights().clone() if with_weights else torch.empty(0)
+        return {}, (weights, self._parameters.frozen_buffers().clone())
+
+    def _push(
+        self, message: Message, payload: torch.Tensor, buffers: torch.Tensor
+    ) -> tuple[Message, rpc.Tensors]:
+        self._check_shapes(payload, buffers)
+        crc = message.get("reference_crc")
+        if crc is not None and crc != codecs.crc(self._reference):
+            return self._control.ask("drifted", message=message), ()
+        norm = codecs.payload_norm(self._codec, payload)
+        if not bool(torch.isfinite(buffers).all()):
+            norm = float("nan")
+        verdict = self._control.ask("admit", message=message)
+        if verdict["verdict"] == "granted":
+            verdict = self._apply(message, payload, buffers, norm, verdict)
+        if verdict["verdict"] != "applied":
+            return verdict, ()
+        return self._reply(verdict)
+
+    def _apply(
+        self,
+        message: Message,
+        payload: torch.Tensor,
+        buffers: torch.Tensor,
+        norm: float,
+        grant: Message,
+    ) -> Message:
+        """Judge and apply under one lock, so that staleness is what it is at that moment."""
+        parameters = self._parameters
+        with parameters.locked():
+            active = max(1, parameters.active_workers)
+            staleness = parameters.version - int(message["base_version"])
+            limit = localsgd.staleness_limit(active, self._spec.max_staleness)
+            reason = localsgd.refusal(norm, staleness, limit, grant["median_norm"])
+            if reason is None:
+                parameters.apply(
+                    payload,
+                    self._spec.codec,
+                    scale=localsgd.push_scale(self._spec.gain, active, staleness),
+                    buffers=buffers,
+                    buffer_weight=localsgd.moving_average_weight(active),
+                    push_id=grant["push"],
+                    slot=self._spec.slot,
+                )
+        facts = {"push": grant["push"], "staleness": staleness, "message": message}
+        if reason is not None:
+            return self._control.ask("refused", reason=reason, **facts)
+        return self._control.ask("applied", norm=norm, **facts)
+
+    def _reply(self, answer: Message) -> tuple[Message, rpc.Tensors]:
+        version = self._parameters.version
+        payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
+        codecs.encode_reply(self._codec, self._parameters.read_chunk, self._reference, payload)
+        buffers = self._parameters.read_buffers()
+        return {"version": version, **answer}, (payload, buffers)
+
+    def _check_shapes(self, payload: torch.Tensor, buffers: torch.Tensor) -> None:
+        if payload.shape != (self._codec.nbytes,) or payload.dtype != torch.uint8:
+            raise ValueError(f"a push of {tuple(payload.shape)} {payload.dtype}")
+        if buffers.shape != (self._spec.buffers,) or buffers.dtype != torch.float32:
+            raise ValueError(f"buffers of {tuple(buffers.shape)} {buffers.dtype}")
+
+
+class _Streams:
+    """Takes the worker's raw connections from the coordinator and puts them to use."""
+
+    def __init__(self, spec: SessionSpec, rendezvous: store.SessionStore, port: int) -> None:
+        self._spec = spec
+        self._context = spec.identity.server_context()
+        self._store = rendezvous
+        self._port = port
+
+    def receive_all(self, descriptors: socket.socket) -> None:
+        """Serve until the coordinator is gone."""
+        while True:
+            _, received, _, _ = socket.recv_fds(descriptors, 1, 1)
+            if not received:
+                leave("the coordinator is gone")
+            raw = socket.socket(fileno=received[0])
+            threading.Thread(target=self._serve, args=(raw,), name="stream", daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        raw.settimeout(HANDSHAKE_S)
+        try:
+            stream = self._context.wrap_socket(raw, server_side=True)
+            hello = receive(stream, HELLO_LIMIT_BYTES)
+            if not hmac.compare_digest(str(hello.get("key")), self._spec.key):
+                raise ValueError("wrong session key")
+        except (OSError, ValueError):
+            close(raw)
+            return
+        if hello.get("role") == "rpc":
+            agent = socket.create_connection(("127.0.0.1", self._port))
+            forward(stream, agent, lambda: None)
+            return
+        with contextlib.suppress(ValueError):
+            try:
+                store.serve(self._store, stream)
+            except TimeoutError:
+                leave(f"no heartbeat for {store.SILENCE_S:g} s")
+            except (OSError, ssl.SSLError):
+                leave("the worker closed the connection")
+        leave("the worker broke the protocol")
+
+
+_control: Control | None = None
+
+
+def leave(reason: str) -> NoReturn:
+    """Say why and end this process; nothing here needs a clean-up."""
+    if _control is not None:
+        with contextlib.suppress(OSError, ValueError):
+            _control.ask("lost", reason=reason)
+    os._exit(0)
+
+
+def main(
+    spec: SessionSpec,
+    parameters: SharedParameters,
+    line: socket.socket,
+    descriptors: socket.socket,
+) -> None:
+    """Run a session; the entry point of its process."""
+    global _control
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _control = control = Control(line)
+    session = Session(spec, parameters, control)
+    rendezvous = store.SessionStore()
+    rpc.on_refused(lambda name: control.ask("stranger", name=name, peers=json.dumps(_peers())))
+    rpc.start(rpc.PS, rendezvous, handler=session.handle)
+    port = rpc.own_port(rendezvous, rpc.PS)
+    control.ask("ready", port=port)
+    _Streams(spec, rendezvous, port).receive_all(descriptors)
+
+
+def _peers() -> list[str]:
+    """Return who is connected to this process's RPC port on loopback (one of them asked)."""
+    import psutil
+
+    found = []
+    with contextlib.suppress(psutil.Error, OSError):
+        own = {c.laddr.port for c in psutil.Process().net_connections("tcp") if not c.raddr}
+        for each in psutil.net_connections("tcp"):
+            if each.raddr and each.raddr.port in own and each.pid != os.getpid():
+                found.append(f"process {each.pid or 'of another user'}")
+    return sorted(set(found))

@@ -1,0 +1,179 @@
+"""The coordinator's side of the session processes: start, talk, pass connections on, bury."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
+
+from minga.ps import session as session_process
+from minga.ps.members import Member
+from minga.ps.parameters import SharedParameters
+from minga.ps.session import SessionSpec
+from minga.transport.stream import (
+    SESSION_ID_CHARS,
+    Message,
+    decode_frame,
+    encode_frame,
+    frame_length,
+)
+
+UP_S = 60.0
+"""A session that is not in use after so long is killed."""
+
+_PREFIX_BYTES = 4
+_SLOTS = 1024
+
+
+@dataclass(slots=True)
+class Pending:
+    """A push that was admitted and of which the coordinator has not heard again."""
+
+    push: int
+    message: Message
+
+
+class Handle:
+    """One session process, as the coordinator holds it."""
+
+    def __init__(self, spec: SessionSpec, member: Member) -> None:
+        self.spec = spec
+        self.member = member
+        self.pending: Pending | None = None
+        self.port = 0
+        self.ready = asyncio.Event()
+        self.process: ForkServerProcess
+        self._line, self._their_line = socket.socketpair()
+        self._descriptors, self._their_descriptors = socket.socketpair()
+
+    def start(self, parameters: SharedParameters) -> None:
+        """Fork the process (blocking: the first one waits for torch to load)."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([session_process.__name__])
+        self.process = context.Process(
+            target=session_process.main,
+            args=(self.spec, parameters, self._their_line, self._their_descriptors),
+            name=f"session-{self.member.rank}.{self.member.generation}",
+            daemon=True,
+        )
+        self.process.start()
+        self._their_line.close()
+        self._their_descriptors.close()
+
+    def pass_on(self, raw: socket.socket) -> None:
+        """Give the process a worker's connection. Raises OSError when it is gone."""
+        socket.send_fds(self._descriptors, [b"\0"], [raw.fileno()])
+        raw.close()
+
+    async def serve(self, answer: Callable[[Handle, Message], Message]) -> None:
+        """Answer what the process asks until it ends."""
+        reader, writer = await asyncio.open_unix_connection(sock=self._line)
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                length = frame_length(await reader.readexactly(_PREFIX_BYTES))
+                asked = decode_frame(await reader.readexactly(length))
+                writer.write(encode_frame(answer(self, asked)))
+                await writer.drain()
+        writer.close()
+
+    def kill(self) -> None:
+        """End the process now."""
+        with contextlib.suppress(ValueError, AttributeError):
+            self.process.kill()
+
+    def bury(self) -> None:
+        """Free what the ended process leaves: its zombie and our ends of its sockets."""
+        self.kill()
+        with contextlib.suppress(ValueError, AttributeError):
+            self.process.join(timeout=5)
+            self.process.close()
+        self._descriptors.close()
+
+
+class Sessions:
+    """All session processes by id.
+
+    Args:
+        template: what every session is told, but for id, key, slot and host.
+        answer: answers what a session asks.
+        ended: called when a session's process is gone.
+    """
+
+    def __init__(
+        self,
+        template: SessionSpec,
+        parameters: SharedParameters,
+        answer: Callable[[Handle, Message], Message],
+        ended: Callable[[Handle], None],
+    ) -> None:
+        self._template = template
+        self._parameters = parameters
+        self._answer = answer
+        self._ended = ended
+        self._handles: dict[str, Handle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._handles)
+
+    def handles(self) -> list[Handle]:
+        """Return all that live."""
+        return list(self._handles.values())
+
+    async def start(self, member: Member) -> Handle:
+        """Start a session for this worker and return when its RPC agent listens.
+
+        Raises:
+            TimeoutError: it was not up within 60 s; it is killed.
+        """
+        used = {handle.spec.slot for handle in self._handles.values()}
+        spec = replace(
+            self._template,
+            id=secrets.token_hex(SESSION_ID_CHARS // 2),
+            key=secrets.token_hex(32),
+            slot=next(slot for slot in range(_SLOTS) if slot not in used),
+            host=member.host,
+        )
+        handle = Handle(spec, member)
+        self._handles[spec.id] = handle
+        task = asyncio.create_task(self._live(handle))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            async with asyncio.timeout(UP_S):
+                await handle.ready.wait()
+        except TimeoutError:
+            handle.kill()
+            raise
+        return handle
+
+    def pass_on(self, session: str, raw: socket.socket, host: str) -> bool:
+        """Give a connection to its session; False when there is none, or for another host."""
+        handle = self._handles.get(session)
+        if handle is None or host != handle.spec.host:
+            return False
+        try:
+            handle.pass_on(raw)
+        except OSError:
+            return False
+        return True
+
+    def kill_all(self) -> None:
+        """End every session process now."""
+        for handle in self.handles():
+            handle.kill()
+
+    async def _live(self, handle: Handle) -> None:
+        try:
+            await asyncio.to_thread(handle.start, self._parameters)
+            await handle.serve(self._answer)
+        finally:
+            await asyncio.to_thread(handle.bury)
+            del self._handles[handle.spec.id]
+            self._ended(handle)

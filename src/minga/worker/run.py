@@ -1,0 +1,270 @@
+"""A worker process: find the ps, join, train; when the link breaks, wait and join again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from minga import __version__, models
+from minga.config import Settings
+from minga.console import Console
+from minga.data.dataset import open_data
+from minga.errors import MingaError, Refused
+from minga.observe.folder import RunFolder, utc_now, write_json
+from minga.options import WorkerOptions
+from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
+from minga.transport.dial import Join, Link, PortTaken, wait_for_ps
+from minga.transport.identity import Secret
+from minga.transport.stream import Message
+from minga.worker.replica import Replica, pick_device
+from minga.worker.trainer import Trainer
+
+_KEEP_S = 3.0
+_HELD_S = 20.0
+"""A rank whose holder just died is held until the ps has noticed: 10 s and a bit."""
+_BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
+_INTERRUPTED = 130
+
+
+def run_worker(options: WorkerOptions) -> int:
+    """Take part in a run until it is done; return the exit status.
+
+    Raises:
+        MingaError: what the user can do something about (see docs/troubleshooting.md).
+    """
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)  # webdataset reads them
+    return Worker(options).run()
+
+
+class Worker:
+    """One worker process; comes back by itself as long as its ps does."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._secret = Secret.parse(options.token)
+        self._address = (options.address, options.port)
+        self._device = pick_device(options.device)
+        self._uuid = uuid.uuid4().hex
+        self._leaving = threading.Event()
+        self._console = Console("worker")
+        self._trainer: Trainer | None = None
+        self._terms: Message = {}
+        self._fingerprint: Message = {}
+        self._started_s = time.monotonic()
+        self._shown_s = 0.0
+
+    def run(self) -> int:
+        """Join, train, come back; return the exit status."""
+        signal.signal(signal.SIGINT, self._leave)
+        signal.signal(signal.SIGTERM, self._leave)
+        failures = 0
+        while True:
+            wait_for_ps(self._address, self._options.wait_s, self._waiting)
+            try:
+                outcome = self._session()
+                failures = 0
+            except PortTaken:
+                continue
+            except (OSError, ConnectionError) as error:
+                if self._leaving.is_set():
+                    outcome = "left"
+                else:
+                    pause_s = _BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)]
+                    failures += 1
+                    self._console.line(lost=str(error), rejoin_in_s=pause_s)
+                    self._leaving.wait(pause_s * random.uniform(0.8, 1.2))
+                    continue
+            if outcome == DONE:
+                return self._end("done", 0)
+            if outcome == "left":
+                return self._end("left", _INTERRUPTED)
+            self._console.line(ps="stopped", waiting_s=self._options.wait_s)
+            self._leaving.wait(_BACK_OFF_S[-1])
+
+    def _session(self) -> str:
+        """Join once and train until this session ends; return why it ended."""
+        session = self._join()
+        lost = threading.Event()
+        reasons: list[str] = []
+
+        def on_lost(reason: str) -> None:
+            reasons.append(reason)
+            lost.set()
+
+        with Link(self._address, self._secret, session, lost, on_lost) as link:
+            assert self._trainer is not None, "joining prepares the trainer"
+            self._console.say(f"Worker {self._terms['rank']} started...")
+            try:
+                return self._trainer.train(link)
+            except ConnectionError as error:
+                raise ConnectionError(reasons[0] if reasons else str(error)) from error
+
+    def _join(self) -> Message:
+        deadline = time.monotonic() + _HELD_S
+        while True:
+            try:
+                with Join(self._address, self._secret, self._hello()) as join:
+                    self._accept(join.welcome["welcome"])
+                    try:
+                        with self._preparing(join):
+                            self._prepare()
+                    except MingaError as error:
+                        join.fail(error)
+                        raise
+                    return join.report_data(self._fingerprint)
+            except Refused as error:
+                if error.code != "rank-held" or time.monotonic() > deadline:
+                    raise
+                self._console.line(refused=error.what, retry_s=1)
+                self._leaving.wait(1.0)
+
+    def _hello(self) -> Message:
+        options = self._options
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "uuid": self._uuid,
+            "machine": machine_id(),
+            "loopback": loopback_id(),
+            "rank": self._terms.get("rank", options.rank),
+            "name": options.name,
+            "hostname": platform.node(),
+            "device": str(self._device),
+            "batch_size": options.batch_size,
+            "minga": __version__,
+            "torch": str(torch.__version__),
+        }
+
+    def _accept(self, terms: Message) -> None:
+        """Note the ps's terms; say what differs from what this worker was told."""
+        options = self._options
+        if self._terms and terms["run_id"] != self._terms["run_id"]:
+            self._drop_trainer()
+        self._terms = terms
+        epochs = terms["settings"]["train"]["epochs"]
+        if options.epochs is not None and options.epochs != epochs:
+            self._console.warn(f"EPOCHS={options.epochs} here, {epochs} at the ps: the ps decides")
+        if options.world_size is not None and options.world_size != terms["world_size"]:
+            self._console.warn(
+                f"WORLD_SIZE={options.world_size} here, {terms['world_size']} at the ps: "
+                "it only tells the ps how many to expect"
+            )
+
+    def _prepare(self) -> None:
+        """Open the data and build the model, once per run."""
+        if self._trainer is not None:
+            return
+        options, settings = self._options, Settings.from_dict(self._terms["settings"])
+        data_config = replace(
+            settings.data,
+            path=options.data or settings.data.path,
+            val_path=options.val_data or settings.data.val_path,
+        )
+        data = open_data(data_config)
+        self._fingerprint = {**data.fingerprint(), "image_size": data.image_size}
+        self._trainer = Trainer(
+            settings,
+            data,
+            replica=self._replica(settings, len(data.classes), data.image_size),
+            judge=self._replica(settings, len(data.classes), data.image_size),
+            batch_size=options.batch_size or settings.train.batch_size,
+            leaving=self._leaving,
+            progress=self._progress,
+        )
+
+    def _replica(self, settings: Settings, classes: int, image_size: int) -> Replica:
+        model = models.build_model(
+            settings.model.name,
+            classes,
+            image_size,
+            stem=settings.model.stem,
+            seed=settings.train.seed,
+        )
+        return Replica(model, settings.optimizer, self._device)
+
+    @contextlib.contextmanager
+    def _preparing(self, join: Join) -> Iterator[None]:
+        """Tell the ps every few seconds that this worker is alive while it prepares."""
+        ready = threading.Event()
+
+        def keep() -> None:
+            with contextlib.suppress(OSError):
+                while not ready.wait(_KEEP_S):
+                    join.keep()
+
+        keeper = threading.Thread(target=keep, name="preparing", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ready.set()
+            keeper.join()
+
+    def _progress(self, shown: Message) -> None:
+        now_s = time.monotonic()
+        if now_s - self._shown_s < self._console.interval_s or self._trainer is None:
+            return
+        self._shown_s = now_s
+        totals = self._trainer.totals
+        self._console.line(
+            rank=self._terms["rank"],
+            version=shown["version"],
+            samples=totals.samples,
+            loss=round(shown["loss"], 4),
+            samples_per_s=round(totals.samples / max(1e-9, totals.compute_s + totals.wait_s), 1),
+            refused=totals.refused,
+        )
+
+    def _waiting(self, reason: str, left_s: float) -> None:
+        if self._leaving.is_set():
+            raise KeyboardInterrupt
+        host, port = self._address
+        self._console.line(waiting_for=f"{host}:{port}", reason=reason, give_up_in_s=round(left_s))
+
+    def _leave(self, *_: object) -> None:
+        if self._leaving.is_set():
+            os._exit(_INTERRUPTED)  # the second time: now
+        self._leaving.set()
+        self._console.say("Leaving after this window; once more to leave at once.")
+
+    def _end(self, outcome: str, status: int) -> int:
+        if self._trainer is not None:
+            path = self._write_stats(outcome, self._trainer)
+            self._console.say(f"Worker {self._terms['rank']}: {outcome}. Statistics: {path}")
+        self._drop_trainer()
+        return status
+
+    def _write_stats(self, outcome: str, trainer: Trainer) -> str:
+        folder = RunFolder.create(self._options.runs, self._terms["run_id"])
+        path = folder.stats_file(f"worker{self._terms['rank']}")
+        facts: dict[str, Any] = {
+            "schema": "minga.worker/1",
+            "time": utc_now(),
+            "run_id": self._terms["run_id"],
+            "role": "worker",
+            "rank": self._terms["rank"],
+            "name": self._terms["name"],
+            "hostname": platform.node(),
+            "device": str(self._device),
+            "outcome": outcome,
+            "wall_s": time.monotonic() - self._started_s,
+            **asdict(trainer.totals),
+        }
+        write_json(path, facts)
+        return str(path)
+
+    def _drop_trainer(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()
+            self._trainer = None
