@@ -1,0 +1,1 @@
+"""The update rule: pure functions on tensors and numbers, no I/O."""
