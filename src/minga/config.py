@@ -1,19 +1,35 @@
 """What a run is made of: frozen dataclasses, their defaults and their checks.
 
 The ps resolves one :class:`Settings` (defaults < ``train.yaml`` < environment < flags) and
-hands it to every worker that joins, so no PC but the ps's needs a file edited.
+hands it to every worker that joins, so no PC but the ps's needs a file edited. What one value
+may be stands in its annotation; :mod:`minga.config_fields` reads it there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 Codec = Literal["int8", "bf16", "none"]
 DataFormat = Literal["auto", "folders", "tiny-imagenet", "webdataset"]
 Augment = Literal["none", "crop-flip"]
 Schedule = Literal["cosine", "constant"]
 Stem = Literal["auto", "stock", "small"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The range of a number, in words and as a test."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+ABOVE_0 = Rule("above 0", lambda number: number > 0)
+FROM_0 = Rule("from 0 up", lambda number: number >= 0)
+FROM_1 = Rule("from 1 up", lambda number: number >= 1)
+SHARE = Rule("from 0 to below 1", lambda number: 0 <= number < 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +52,7 @@ class DataConfig:
     """Validation data, where they are not beside the training data."""
     format: DataFormat = "auto"
     """Layout of ``path``; ``auto`` looks."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, FROM_1] = None
     """Side in pixels; none keeps images of up to 64 px as they are and takes 224 above."""
     augment: Augment = "crop-flip"
     """Training augmentation: padded random crop and horizontal flip, or none."""
@@ -46,11 +62,11 @@ class DataConfig:
 class TrainConfig:
     """How much is trained."""
 
-    epochs: int = 30
+    epochs: Annotated[int, FROM_1] = 30
     """Passes over the training set, all workers together."""
-    batch_size: int = 128
+    batch_size: Annotated[int, FROM_1] = 128
     """Images per local optimizer step; a worker may be told another."""
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
     """Seeds initial weights, the epochs' permutations and augmentation."""
 
 
@@ -58,19 +74,19 @@ class TrainConfig:
 class OptimizerConfig:
     """The worker's Nesterov SGD and its schedule."""
 
-    lr: float = 0.05
+    lr: Annotated[float, ABOVE_0] = 0.05
     """Learning rate of one worker at batch 128; scaled by batch/128 and sqrt(workers expected)."""
     schedule: Schedule = "cosine"
-    """``cosine``: warm-up, then to 0 with the last sample. ``constant``: neither scale nor warm-up."""
-    warmup_epochs: float = 5.0
+    """``cosine``: warm-up, then to 0 by the last sample; ``constant``: no scale, no warm-up."""
+    warmup_epochs: Annotated[float, FROM_0] = 5.0
     """Epochs of linear warm-up; at most a fifth of the run."""
-    momentum: float = 0.9
+    momentum: Annotated[float, SHARE] = 0.9
     """Nesterov momentum, on the worker; there is none at the ps."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, FROM_0] = 5e-4
     """L2 penalty; never on BatchNorm and biases."""
-    clip_norm: float | None = 5.0
+    clip_norm: Annotated[float | None, ABOVE_0] = 5.0
     """Gradient norm limit before momentum; none switches it off."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, SHARE] = 0.1
     """Share of the target spread over all classes."""
 
 
@@ -78,13 +94,13 @@ class OptimizerConfig:
 class ExchangeConfig:
     """What crosses the wire, and how often."""
 
-    local_steps: int = 8
+    local_steps: Annotated[int, FROM_1] = 8
     """Local optimizer steps between two exchanges (H)."""
     codec: Codec = "int8"
     """Encoding of pushes and replies, both with error feedback."""
-    gain: float = 1.0
+    gain: Annotated[float, ABOVE_0] = 1.0
     """Kappa: a push moves the weights by gain / active workers."""
-    max_staleness: int | None = None
+    max_staleness: Annotated[int | None, FROM_0] = None
     """Pushes staler than this are refused; none takes max(64, 8 x active workers)."""
 
 
@@ -92,9 +108,9 @@ class ExchangeConfig:
 class LedgerConfig:
     """How samples are dealt out."""
 
-    chunk: int | None = None
+    chunk: Annotated[int | None, FROM_1] = None
     """Samples per lease; none takes about 1/100 of the set, at least four batches."""
-    lease_s: float = 60.0
+    lease_s: Annotated[float, ABOVE_0] = 60.0
     """Seconds without progress after which a lease goes to another worker."""
 
 
@@ -102,9 +118,9 @@ class LedgerConfig:
 class EvaluationConfig:
     """When and how accuracy is measured."""
 
-    every_epochs: float = 1.0
+    every_epochs: Annotated[float, ABOVE_0] = 1.0
     """Epochs between two validations; the last one always runs."""
-    recalibration_images: int = 25_600
+    recalibration_images: Annotated[int, FROM_0] = 25_600
     """Training images that recompute BatchNorm statistics before a reported accuracy."""
 
 
@@ -112,7 +128,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """How much a crash of the ps can cost."""
 
-    every_s: float = 30.0
+    every_s: Annotated[float, ABOVE_0] = 30.0
     """Seconds between two writes of ``last.pth``."""
 
 

@@ -1,0 +1,101 @@
+"""What one process is told, apart from the run's settings: addresses, folders, names.
+
+Flags, then the variables in the order they are listed, then the defaults. ``MINGA_*`` come
+before the names that the guide and the env files use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from minga.config import DataFormat
+from minga.protocol import DEFAULT_PORT
+
+PORT = Parameter(env_var=("MINGA_PORT", "MASTER_PORT"), validator=Number(gte=1, lte=65535))
+WORLD_SIZE = Parameter(env_var=("MINGA_WORLD_SIZE", "WORLD_SIZE"), validator=Number(gte=2))
+RUNS = Parameter(env_var="MINGA_RUNS")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PsOptions:
+    """What a ps is told."""
+
+    port: Annotated[int, PORT] = DEFAULT_PORT
+    """The one port of the ps."""
+    host: Annotated[str | None, Parameter(env_var="MINGA_HOST")] = None
+    """Address to listen on; none takes all addresses of this PC."""
+    world_size: Annotated[int | None, WORLD_SIZE] = None
+    """How many are expected, the ps included; never waited for, and more may come."""
+    resume: Annotated[str, Parameter(env_var="MINGA_RESUME")] = "auto"
+    """Go on from a checkpoint: auto (the newest unfinished run), none, or a file."""
+    run_id: Annotated[str | None, Parameter(env_var="MINGA_RUN_ID")] = None
+    """Name of the run; none makes one from the time."""
+    runs: Annotated[Path, RUNS] = Path("runs")
+    """Folder of all runs."""
+    token_file: Annotated[Path | None, Parameter(env_var="MINGA_TOKEN_FILE")] = None
+    """File with the join token; none keeps one in the state folder."""
+    state: Annotated[Path, Parameter(env_var="MINGA_STATE")] = Path(".minga")
+    """Folder of certificate, token and crash logs."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """What a worker is told. ``address`` and ``token`` are never empty in :mod:`minga.worker`."""
+
+    address: Annotated[str, Parameter(env_var=("MINGA_ADDRESS", "MASTER_ADDR"))] = ""
+    """Address of the ps; it stands in the ps's terminal."""
+    port: Annotated[int, PORT] = DEFAULT_PORT
+    """The one port of the ps."""
+    token: Annotated[str, Parameter(env_var="MINGA_TOKEN")] = field(default="", repr=False)
+    """The ps's join token; as a flag, this PC's users can see it."""
+    rank: Annotated[
+        int | None,
+        Parameter(env_var=("MINGA_RANK", "RANK", "WORKER_RANK"), validator=Number(gte=1)),
+    ] = None
+    """1, 2, 3 ...; none takes the lowest free one."""
+    name: Annotated[str | None, Parameter(env_var="MINGA_NAME")] = None
+    """Name in tables and statistics; none takes the PC's."""
+    device: Annotated[str | None, Parameter(env_var="MINGA_DEVICE")] = None
+    """cpu, cuda, cuda:1, mps; none takes the best one there is."""
+    data: Annotated[str | None, Parameter(env_var=("MINGA_DATA_PATH", "DATASET_URL"))] = None
+    """Training data on this PC; none takes the ps's data.path."""
+    val_data: Annotated[
+        str | None, Parameter(env_var=("MINGA_DATA_VAL_PATH", "VAL_DATASET_URL"))
+    ] = None
+    """Validation data on this PC; none takes the ps's data.val_path."""
+    data_format: Annotated[DataFormat | None, Parameter(env_var="MINGA_DATA_FORMAT")] = None
+    """Layout of the data on this PC; none takes the ps's data.format."""
+    batch_size: Annotated[
+        int | None, Parameter(env_var="MINGA_TRAIN_BATCH_SIZE", validator=Number(gte=1))
+    ] = None
+    """Images per local step on this PC; none takes the ps's train.batch_size."""
+    epochs: Annotated[
+        int | None, Parameter(env_var=("MINGA_TRAIN_EPOCHS", "EPOCHS"), validator=Number(gte=1))
+    ] = None
+    """What this PC believes; a ps that says otherwise wins, with a warning."""
+    world_size: Annotated[int | None, WORLD_SIZE] = None
+    """What this PC believes; a ps that says otherwise wins, with a warning."""
+    runs: Annotated[Path, RUNS] = Path("runs")
+    """Folder of all runs; this worker's statistics go there."""
+    wait_s: Annotated[float, Parameter(env_var="MINGA_WAIT_S", validator=Number(gte=0))] = 600.0
+    """Seconds to wait for a ps that is not there (yet)."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """What the demo is told."""
+
+    workers: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 2
+    """Workers on this PC."""
+    epochs: Annotated[int, Parameter(validator=Number(gte=1))] = 8
+    """Passes over the digits."""
+    runs: Annotated[Path, RUNS] = Path("runs")
+    """Folder of all runs."""
