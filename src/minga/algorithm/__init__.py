@@ -1,1 +1,1 @@
-"""The update rule: pure functions on tensors and numbers, no I/O."""
+"""Update rules and codecs: pure functions on tensors, no I/O, nothing else of ours."""

@@ -1,12 +1,7 @@
-"""Encodings of pushes and replies, with error feedback on both sides.
+"""Encode weight differences for the wire, chunk by chunk, with error feedback.
 
-A payload is one flat uint8 tensor. ``int8`` holds one byte per element, then one exponent per
-block of 256: values are ``q * 2**exponent``, exact in fp32, so a multiply-add and a fused one
-agree and both copies of a reference stay bit-equal (algorithms.md, section 7). Error feedback
-follows Karimireddy et al. 2019 upwards and EF21 (Richtarik et al. 2021) downwards.
-
-Everything runs over chunks with preallocated scratch: whole-tensor expressions with fresh
-temporaries are ten times slower.
+Work is done in chunks that stay in the processor's cache and in preallocated memory: the same
+arithmetic on whole vectors with fresh temporaries is ten times slower.
 """
 
 from __future__ import annotations
@@ -17,165 +12,192 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
+CODECS = ("none", "bf16", "int8")
 BLOCK = 256
+"""Values that share one scale in the int8 codec."""
 CHUNK = 262_144
-CODECS = ("int8", "bf16", "none")
+"""Values that are worked on at a time; a multiple of BLOCK."""
 
-_LOWEST_EXPONENT = -100
-"""Below it products become denormals, which a GPU flushes to zero."""
-_NON_FINITE = 127
+_EXPONENT_MIN = -100
+"""Keeps decoded values out of the denormals, which some devices flush to zero."""
+_EXPONENT_NON_FINITE = 127
+_EXPONENT_OFFSET = 128
+_LARGEST_MANTISSA = 127 / 128
 
 
 def chunks(numel: int) -> Iterator[tuple[int, int]]:
-    """Return the (start, stop) of each chunk."""
-    return ((start, min(start + CHUNK, numel)) for start in range(0, numel, CHUNK))
+    """Yield ``(start, stop)`` of every chunk of a vector."""
+    for start in range(0, numel, CHUNK):
+        yield start, min(start + CHUNK, numel)
 
 
 class Codec(ABC):
-    """Encodes a vector of ``numel`` fp32 values into ``nbytes`` bytes, chunk by chunk."""
+    """Encodes vectors of one length into payloads; owns scratch memory, so one per thread.
 
-    nbytes: int
+    Attributes:
+        numel: length of the vectors.
+        nbytes: length of a payload, a flat uint8 tensor.
+    """
 
-    def __init__(self, numel: int) -> None:
+    def __init__(self, numel: int, nbytes: int, device: torch.device | str) -> None:
         self.numel = numel
-        self._scratch = torch.empty(min(CHUNK, -(-numel // BLOCK) * BLOCK))
+        self.nbytes = nbytes
+        self.device = torch.device(device)
+        padded = -(-min(numel, CHUNK) // BLOCK) * BLOCK
+        self._scratch = torch.empty(padded, device=device)
 
     @abstractmethod
-    def encode(self, values: torch.Tensor, payload: torch.Tensor, start: int) -> None:
-        """Encode a chunk of fp32 values that begins at element ``start``."""
+    def encode(self, values: Tensor, payload: Tensor, start: int) -> None:
+        """Write the encoded values into their place in the payload.
+
+        Args:
+            values: fp32 [n <= CHUNK], the vector's values from ``start`` on.
+            payload: uint8 [nbytes].
+            start: a multiple of BLOCK.
+        """
 
     @abstractmethod
-    def decode(self, payload: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Return elements ``start`` to ``stop`` as fp32, valid until the next call."""
+    def decode(self, payload: Tensor, start: int, stop: int) -> Tensor:
+        """Return fp32 [stop - start]: scratch memory, valid until the next call."""
 
 
-class _Plain(Codec):
-    """``none`` and ``bf16``: the values themselves in their type."""
+class _Cast(Codec):
+    """Stores each value in a floating-point type."""
 
-    def __init__(self, numel: int, dtype: torch.dtype) -> None:
-        super().__init__(numel)
+    def __init__(self, dtype: torch.dtype, numel: int, device: torch.device | str) -> None:
+        super().__init__(numel, numel * dtype.itemsize, device)
         self._dtype = dtype
-        self.nbytes = numel * dtype.itemsize
 
-    def encode(self, values: torch.Tensor, payload: torch.Tensor, start: int) -> None:
+    def encode(self, values: Tensor, payload: Tensor, start: int) -> None:
         payload.view(self._dtype)[start : start + values.numel()].copy_(values)
 
-    def decode(self, payload: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def decode(self, payload: Tensor, start: int, stop: int) -> Tensor:
         return self._scratch[: stop - start].copy_(payload.view(self._dtype)[start:stop])
 
 
 class _Int8(Codec):
-    """Blocks of 256 with a power-of-two scale; a non-finite block is marked and decodes to nan."""
+    """Blocks of 256 values, each ``q * 2**exponent`` with ``|q| <= 127``.
 
-    def __init__(self, numel: int) -> None:
-        super().__init__(numel)
-        self.nbytes = numel + -(-numel // BLOCK)
-        self._quotients = torch.empty_like(self._scratch)
+    The payload is all q (int8), then one exponent (int8) per block. The scale is the smallest
+    power of two that holds the block's largest value; ``q * scale`` is exact in fp32, so that
+    multiply-add and fused multiply-add give the same bits on every device. A block with a
+    non-finite value has exponent 127 and decodes to nan.
+    """
 
-    def encode(self, values: torch.Tensor, payload: torch.Tensor, start: int) -> None:
-        count = values.numel()
-        blocks = -(-count // BLOCK)
-        work = self._scratch[: blocks * BLOCK]
-        work[:count].copy_(values)
-        work[count:].zero_()  # the last block may be short
-        rows = work.view(blocks, BLOCK)
-        other = self._quotients[: blocks * BLOCK].view(blocks, BLOCK)
-        largest = torch.abs(rows, out=other).amax(1)
-        mantissa, exponent = torch.frexp(largest / 127)
-        exponent -= (mantissa == 0.5).to(exponent.dtype)  # ceil(log2), exact
-        exponent.clamp_(min=_LOWEST_EXPONENT, max=_NON_FINITE - 1)
-        torch.mul(rows, _power_of_two(-exponent).unsqueeze(1), out=other)
-        exponent[~torch.isfinite(largest)] = _NON_FINITE
-        signed = payload.view(torch.int8)
-        signed[start : start + count].copy_(other.round_().view(-1)[:count])
+    def __init__(self, numel: int, device: torch.device | str) -> None:
+        blocks = -(-numel // BLOCK)
+        super().__init__(numel, numel + blocks, device)
+        exponents = torch.arange(-_EXPONENT_OFFSET, _EXPONENT_NON_FINITE + 1)
+        self._scales = torch.ldexp(torch.ones(256), exponents).to(device)
+        self._inverses = torch.ldexp(torch.ones(256), -exponents).to(device)
+        self._scales[-1] = math.nan
+        self._padded = torch.zeros(BLOCK, device=device)
+
+    def encode(self, values: Tensor, payload: Tensor, start: int) -> None:
+        whole = values.numel() // BLOCK * BLOCK
+        if whole:
+            self._encode_blocks(values[:whole], payload, start, whole)
+        if rest := values.numel() - whole:
+            self._padded.zero_()[:rest].copy_(values[whole:])
+            self._encode_blocks(self._padded, payload, start + whole, rest)
+
+    def decode(self, payload: Tensor, start: int, stop: int) -> Tensor:
+        n = stop - start
+        blocks = -(-n // BLOCK)
         first = self.numel + start // BLOCK
-        signed[first : first + blocks].copy_(exponent)
+        scales = self._look_up(self._scales, payload[first : first + blocks].view(torch.int8))
+        scratch = self._scratch[: blocks * BLOCK]
+        scratch[:n].copy_(payload[start:stop].view(torch.int8))
+        scratch.view(blocks, BLOCK).mul_(scales)
+        return scratch[:n]
 
-    def decode(self, payload: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        count = stop - start
-        blocks = -(-count // BLOCK)
-        signed = payload.view(torch.int8)
-        work = self._scratch[: blocks * BLOCK]
-        work[:count].copy_(signed[start:stop])
+    def _encode_blocks(self, values: Tensor, payload: Tensor, start: int, kept: int) -> None:
+        """Encode whole blocks; store the first ``kept`` values of them."""
+        blocks = values.numel() // BLOCK
+        scratch = self._scratch[: values.numel()]
+        largest = torch.abs(values, out=scratch).view(blocks, BLOCK).amax(dim=1)
+        # largest = mantissa * 2**exponent, mantissa in [1/2, 1): it fits 127 * 2**(exponent - 7)
+        # if mantissa <= 127/128. Exact, where a logarithm or a division would round.
+        mantissa, exponent = torch.frexp(largest)
+        exponent = (exponent - 7 + (mantissa > _LARGEST_MANTISSA)).clamp_(min=_EXPONENT_MIN)
+        exponent.masked_fill_(~torch.isfinite(largest), _EXPONENT_NON_FINITE)
         first = self.numel + start // BLOCK
-        exponent = signed[first : first + blocks].to(torch.int32)
-        scale = _power_of_two(exponent)
-        scale[exponent == _NON_FINITE] = math.nan
-        work.view(blocks, BLOCK).mul_(scale.unsqueeze(1))
-        return work[:count]
+        codes = payload[first : first + blocks].view(torch.int8).copy_(exponent)
+        inverses = self._look_up(self._inverses, codes)
+        torch.mul(values.view(blocks, BLOCK), inverses, out=scratch.view(blocks, BLOCK))
+        payload[start : start + kept].view(torch.int8).copy_(scratch.round_()[:kept])
+
+    def _look_up(self, table: Tensor, exponents: Tensor) -> Tensor:
+        return table[exponents.to(torch.int64) + _EXPONENT_OFFSET].unsqueeze(1)
 
 
-def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    return torch.ldexp(torch.ones(exponent.numel()), exponent)
-
-
-def make_codec(name: str, numel: int) -> Codec:
-    """Return the codec ``int8``, ``bf16`` or ``none`` for vectors of ``numel`` elements."""
+def make_codec(name: str, numel: int, device: torch.device | str = "cpu") -> Codec:
+    """Return the codec called ``none`` (fp32), ``bf16`` or ``int8`` for vectors of ``numel``."""
     match name:
-        case "int8":
-            return _Int8(numel)
-        case "bf16":
-            return _Plain(numel, torch.bfloat16)
         case "none":
-            return _Plain(numel, torch.float32)
-    raise ValueError(f"no codec {name!r}")
+            return _Cast(torch.float32, numel, device)
+        case "bf16":
+            return _Cast(torch.bfloat16, numel, device)
+        case "int8":
+            return _Int8(numel, device)
+    raise ValueError(f"unknown codec {name!r}")
 
 
 def encode_push(
-    codec: Codec,
-    base: torch.Tensor,
-    local: torch.Tensor,
-    residual: torch.Tensor,
-    payload: torch.Tensor,
+    codec: Codec, base: Tensor, local: Tensor, residual: Tensor, payload: Tensor
 ) -> None:
-    """Encode ``base - local + residual``; what the encoding lost becomes the new residual.
+    """Encode ``base - local + residual``; what the codec loses becomes the new residual.
 
-    All fp32 [numel] on the CPU; ``payload`` uint8 [codec.nbytes] and ``residual`` are written.
+    Error feedback (Karimireddy 2019): payloads plus residual add up to what was to be sent.
+    ``base``, ``local``, ``residual`` are fp32 [numel], on the codec's device.
     """
+    moved = torch.empty(min(codec.numel, CHUNK), device=codec.device)
     for start, stop in chunks(codec.numel):
-        left = residual[start:stop]
-        left.add_(base[start:stop]).sub_(local[start:stop])
-        codec.encode(left, payload, start)
-        left.sub_(codec.decode(payload, start, stop))
+        part = slice(start, stop)
+        wanted = residual[part].add_(torch.sub(base[part], local[part], out=moved[: stop - start]))
+        codec.encode(wanted, payload, start)
+        wanted.sub_(codec.decode(payload, start, stop))
 
 
 def encode_reply(
-    codec: Codec,
-    read: Callable[[int, int], torch.Tensor],
-    reference: torch.Tensor,
-    payload: torch.Tensor,
+    codec: Codec, read_chunk: Callable[[int, int], Tensor], reference: Tensor, payload: Tensor
 ) -> None:
-    """Encode what ``reference`` lacks of the weights and add exactly that to it.
+    """Encode the way from ``reference`` to the ps's weights, and take it on the reference.
 
-    What the encoding lost stays in (weights - reference) and goes out with the next reply.
+    The reference then is, bit for bit, what :func:`apply_delta` makes of the worker's base.
+    What the codec loses stays in the difference and is sent next time (EF21, 2021).
 
     Args:
-        codec: for vectors of the weights' length.
-        read: returns a copy of weights ``start`` to ``stop``, fp32; it is overwritten.
-        reference: fp32 [numel], what the worker holds; updated.
-        payload: uint8 [codec.nbytes]; written.
+        codec: of the run.
+        read_chunk: returns fp32 weights from ``start`` to ``stop``.
+        reference: fp32 [numel], the weights that the worker holds; changed.
+        payload: uint8 [nbytes]; written.
     """
+    missing = torch.empty(min(codec.numel, CHUNK), device=codec.device)
     for start, stop in chunks(codec.numel):
-        lacking = read(start, stop).sub_(reference[start:stop])
-        codec.encode(lacking, payload, start)
-        reference[start:stop].add_(codec.decode(payload, start, stop))
+        held = reference[start:stop]
+        difference = torch.sub(read_chunk(start, stop), held, out=missing[: stop - start])
+        codec.encode(difference, payload, start)
+        held.add_(codec.decode(payload, start, stop))
 
 
-def apply_delta(codec: Codec, payload: torch.Tensor, target: torch.Tensor) -> None:
-    """Add a decoded payload to ``target`` (fp32 [numel]) in place."""
+def apply_delta(codec: Codec, payload: Tensor, target: Tensor) -> None:
+    """Add the decoded payload to ``target``, fp32 [numel]."""
     for start, stop in chunks(codec.numel):
         target[start:stop].add_(codec.decode(payload, start, stop))
 
 
-def payload_norm(codec: Codec, payload: torch.Tensor) -> float:
-    """Return the L2 norm of the decoded payload; nan if anything in it is not finite."""
-    total = 0.0
+def payload_norm(codec: Codec, payload: Tensor) -> float:
+    """Return the L2 norm of the decoded payload; nan if any value or the norm is not finite."""
+    squares = 0.0
     for start, stop in chunks(codec.numel):
-        total += float(torch.linalg.vector_norm(codec.decode(payload, start, stop))) ** 2
-    return math.sqrt(total) if math.isfinite(total) else math.nan
+        values = codec.decode(payload, start, stop)
+        squares += float(torch.dot(values, values))
+    return math.sqrt(squares) if math.isfinite(squares) else math.nan
 
 
-def crc(vector: torch.Tensor) -> int:
+def crc(flat: Tensor) -> int:
     """Return the CRC-32 of a contiguous CPU tensor's memory."""
-    return zlib.crc32(memoryview(vector.numpy()).cast("B"))
+    return zlib.crc32(flat.detach().numpy().data)

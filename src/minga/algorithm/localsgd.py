@@ -1,8 +1,7 @@
-"""The rules of asynchronous local Nesterov-SGD (algorithms.md, section 7): numbers only.
+"""The rules of asynchronous local SGD: gain, staleness, refusal, schedule, BatchNorm statistics.
 
-A worker pushes D = base - local after H local steps; the ps moves by
-``(kappa / N_active) * s(tau) * D``. With H = 1 and kappa = N this is DANA-Slim (Hakimi et al.
-2019); there is no momentum at the ps.
+Momentum is on the worker (torch's SGD); a push moves the ps's weights by
+``gain / active * damping`` times what the worker moved in its window.
 """
 
 from __future__ import annotations
@@ -10,115 +9,122 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-_OUTSIZED = 10.0
-_REMEMBERED_NORMS = 101
-_ENOUGH_NORMS = 8
+REFERENCE_BATCH = 128
+"""Batch size that the configured learning rate is meant for."""
+OUTSIZED = 10.0
+"""A push this many times the median norm is refused."""
+
+_RECENT_NORMS = 101
+_NORMS_NEEDED = 8
 
 
 def damping(staleness: int, active: int) -> float:
-    """Return s(tau): only staleness beyond what N - 1 other workers cause is damped."""
-    return 1.0 / math.sqrt(1.0 + max(0, staleness - (active - 1)))
+    """Return the factor for excess staleness; 1 while each worker pushes once per round."""
+    return 1 / math.sqrt(1 + max(0, staleness - (active - 1)))
 
 
 def push_scale(gain: float, active: int, staleness: int) -> float:
-    """Return the factor that a push's decoded delta is applied with."""
+    """Return what a decoded push is multiplied with before it is subtracted."""
     return gain / active * damping(staleness, active)
 
 
+def moving_average_weight(active: int) -> float:
+    """Return the weight of a push's BatchNorm buffers in the ps's moving average."""
+    return 1 / active
+
+
 def staleness_limit(active: int, setting: int | None) -> int:
-    """Return R, the staleness above which a push is refused."""
+    """Return the largest staleness that is not refused; 8 rounds if the user set none.
+
+    Generous enough that no PC is refused for being as old as its own speed makes it.
+    """
     return setting if setting is not None else max(64, 8 * active)
 
 
-def moving_average_weight(active: int) -> float:
-    """Return the weight of one worker's BatchNorm buffers in the ps's moving average."""
-    return 1.0 / active
-
-
 def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) -> str | None:
-    """Return why a push is refused, or None.
+    """Return why a push must not be applied, or None.
 
     Args:
-        norm: L2 norm of the decoded push; nan if anything was not finite.
-        staleness: pushes applied since the one that this started from.
-        limit: R.
-        median_norm: of recent pushes; None while there are too few.
+        norm: L2 norm of the decoded push; nan if it has non-finite values.
+        staleness: versions since the push's base.
+        limit: see :func:`staleness_limit`.
+        median_norm: of recently applied pushes; None while there are too few.
     """
     if not math.isfinite(norm):
         return "non-finite"
     if staleness > limit:
         return "too old"
-    if median_norm is not None and norm > _OUTSIZED * median_norm:
+    if median_norm is not None and norm > OUTSIZED * median_norm:
         return "outsized"
     return None
 
 
 class RecentNorms:
-    """The norms of the last applied pushes."""
+    """Norms of the pushes applied last."""
 
     def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=_REMEMBERED_NORMS)
+        self._norms: deque[float] = deque(maxlen=_RECENT_NORMS)
 
     def add(self, norm: float) -> None:
-        """Remember an applied push's norm."""
+        """Note an applied push."""
         self._norms.append(norm)
 
     @property
     def median(self) -> float | None:
-        """Their median, or None while there are fewer than 8."""
-        return statistics.median(self._norms) if len(self._norms) >= _ENOUGH_NORMS else None
+        """Their median; None until there are 8."""
+        return statistics.median(self._norms) if len(self._norms) >= _NORMS_NEEDED else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """What the learning rate depends on, apart from the samples counted."""
+    """The learning rate over a run, indexed by samples of all workers together."""
 
     kind: str
+    """``cosine`` or ``constant``."""
     lr: float
+    """Rate of one worker at batch 128; with ``constant``, the rate."""
     batch_size: int
     workers: int
+    """Workers expected; frozen when the run begins."""
     epoch_samples: int
     epochs: int
     warmup_epochs: float
+    """Epochs from one worker's rate to that of all; at most a fifth of the run."""
 
 
 def learning_rate(samples_done: int, schedule: Schedule) -> float:
-    """Return the rate after ``samples_done`` samples, all workers together.
-
-    Linear warm-up from the single-worker rate to sqrt(workers) times it (Goyal et al. 2017),
-    at most a fifth of the run, then cosine to 0. ``constant`` is the rate as given.
-    """
+    """Return the rate after so many samples: linear warm-up, then a cosine to 0 at the end."""
     if schedule.kind == "constant":
         return schedule.lr
-    single = schedule.lr * schedule.batch_size / 128
-    peak = single * math.sqrt(schedule.workers)
-    total = schedule.epoch_samples * schedule.epochs
-    warm = min(schedule.warmup_epochs, schedule.epochs / 5) * schedule.epoch_samples
-    if samples_done < warm:
-        return single + (peak - single) * samples_done / warm
-    left = min(1.0, (samples_done - warm) / max(1.0, total - warm))
-    return peak * 0.5 * (1.0 + math.cos(math.pi * left))
+    alone = schedule.lr * schedule.batch_size / REFERENCE_BATCH
+    peak = alone * math.sqrt(schedule.workers)
+    total = schedule.epochs * schedule.epoch_samples
+    warmup = min(schedule.warmup_epochs, schedule.epochs / 5) * schedule.epoch_samples
+    if samples_done < warmup:
+        return alone + (peak - alone) * samples_done / warmup
+    progress = min(1.0, (samples_done - warmup) / (total - warmup))
+    return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
 def worker_rate(rate: float, own_batch: int, batch: int) -> float:
-    """Return the rate of a worker whose batch is smaller than the configured one."""
+    """Return the rate of a worker whose batch is not the configured one."""
     return rate * own_batch / batch
 
 
-def combine_statistics(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Combine BatchNorm sums over leases into population means and variances (PreciseBN).
+def combine_statistics(parts: Sequence[Tensor]) -> Tensor:
+    """Return population BatchNorm buffers, fp32 [buffers], from sums of any number of leases.
 
-    Args:
-        parts: fp64 [1 + 2 * buffers] each, as ``Replica.batch_statistics`` gives them: images n;
-            n E[x] for a mean and n E[x^2] for a variance; 0 for a mean and n E[x] for a variance.
-
-    Returns:
-        fp32 [buffers]: E[x] for means, E[x^2] - E[x]^2 for variances.
+    Each part is fp64 [1 + 2 * buffers]: images, then sums weighted with images, of ``a`` and of
+    ``m`` per buffer; a buffer is ``mean(a) - mean(m)**2``. For a running mean ``a`` is a batch's
+    mean and ``m`` is 0; for a running variance they are a batch's mean square and its mean, which
+    is the law of total variance (PreciseBN, as in pycls).
     """
-    total = torch.stack(parts).sum(0)
-    first, second = (total[1:] / total[0]).chunk(2)
-    return (first - second**2).float()
+    images, sums = torch.stack(list(parts)).sum(dim=0).tensor_split([1])
+    first, second = (sums / images).chunk(2)
+    return (first - second.square()).float()
