@@ -1,118 +1,118 @@
-"""The weights in memory that all ps processes share, and pushes that survive a kill.
+"""The run's weights in memory shared between processes, with pushes that survive a kill.
 
-A push is applied under one lock that the kernel releases when its holder dies. Before it
-touches the weights it writes what it is about to do into a redo record beside them; whoever
-takes the lock next first finishes what a dead holder left. So a push counts once or not at
-all, and whoever holds the lock sees whole pushes only.
-
-The lock is a POSIX record lock on the memory's own descriptor. Such locks belong to the
-process, not to the thread (a thread lock goes with it), and closing *any* descriptor of the
-same file drops them: a process keeps exactly one.
+One file descriptor carries everything: header, weights, BatchNorm buffers, a frozen copy of both
+for validations, and the redo record of the push being applied. Any process that holds the lock
+may be killed at any instruction: the kernel frees the lock, and the next holder completes the
+push from its record before it does anything else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from multiprocessing.reduction import DupFd
+from contextlib import contextmanager
+from multiprocessing import reduction
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minga.algorithm.codec import CHUNK, CODECS, chunks, make_codec
 
 SLOTS = 1024
-_ALIGN = 64
+"""Sessions that can exist at once; each has a slot for the last push applied for it."""
 
-# int64 fields of the header
-_VERSION, _ACTIVE, _PENDING, _PUSH, _SLOT, _NEXT_VERSION, _CODEC, _PROGRESS = range(8)
-# float64 fields of the header
-_SCALE, _BUFFER_WEIGHT = range(2)
+# Header words, 8 bytes each.
+_VERSION, _ACTIVE_WORKERS = 0, 1
+_REDO, _PUSH, _SLOT, _NEW_VERSION, _CODEC, _PROGRESS, _SCALE, _BUFFER_WEIGHT = range(2, 10)
+_APPLIED = 16
+_HEADER_BYTES = 8 * (_APPLIED + SLOTS)
+_ALIGNMENT = 64
 
 
 class SharedParameters:
-    """Flat fp32 weights [W], BatchNorm buffers [B] and the version, shared between processes.
+    """Weights, BatchNorm buffers and version, in shared memory.
 
-    Pickling it for a child process hands the descriptor over.
+    Pickled only to start a process with :mod:`multiprocessing`, which hands the descriptor over.
+
+    The lock is a POSIX record lock, which the kernel frees when its holder dies (a multiprocessing
+    lock it does not). It belongs to a process and is lost when that process closes *any*
+    descriptor of the file: keep one object per process and never duplicate its descriptor there.
+    Threads of a process are kept apart by a lock of their own; both are re-entrant.
 
     Args:
-        descriptor: the shared memory; this object owns it.
-        weights, buffers: elements of the two vectors.
+        descriptor: what :meth:`create` made; owned by this object from now on.
+        weights: length of the weight vector.
+        buffers: length of the vector of BatchNorm buffers.
+
+    Attributes:
+        weights: see above.
+        buffers: see above.
     """
 
     def __init__(self, descriptor: int, weights: int, buffers: int) -> None:
         self.weights = weights
         self.buffers = buffers
         self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, _Sections.total_bytes(weights, buffers))
+        self._integers = memoryview(self._memory)[:_HEADER_BYTES].cast("q")
+        self._floats = memoryview(self._memory)[:_HEADER_BYTES].cast("d")
+        self._at = _Sections(self._memory, weights, buffers)
+        self._codecs = [make_codec(name, weights) for name in CODECS]
+        self._stages = [(self._renew_weights, self._at.weights, *c) for c in chunks(weights)]
+        self._stages += [(self._renew_buffers, self._at.buffers, *c) for c in chunks(buffers)]
+        self._chunk = torch.empty(min(weights, CHUNK))
         self._threads = threading.RLock()
         self._depth = 0
-        sizes = _sizes(weights, buffers)
-        self._memory = mmap.mmap(descriptor, sum(sizes.values()))
-        parts, at = {}, 0
-        for name, size in sizes.items():
-            parts[name] = torch.frombuffer(self._memory, dtype=torch.uint8, offset=at, count=size)
-            at += size
-        self._integers = parts["integers"].view(torch.int64)
-        self._floats = parts["floats"].view(torch.float64)
-        self._applied = parts["applied"].view(torch.int64)
-        self._weights = parts["weights"].view(torch.float32)[:weights]
-        self._buffers = parts["buffers"].view(torch.float32)[:buffers]
-        self._frozen_weights = parts["frozen_weights"].view(torch.float32)[:weights]
-        self._frozen_buffers = parts["frozen_buffers"].view(torch.float32)[:buffers]
-        self._payload = parts["payload"]
-        self._pushed_buffers = parts["pushed_buffers"].view(torch.float32)[:buffers]
-        self._scratch = parts["scratch"].view(torch.float32)
-        self._codecs = {name: make_codec(name, weights) for name in CODECS}
 
     @classmethod
-    def create(cls, weights: torch.Tensor, buffers: torch.Tensor) -> SharedParameters:
-        """Make shared memory that holds these fp32 vectors, at version 0."""
-        size = sum(_sizes(weights.numel(), buffers.numel()).values())
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("minga-parameters")
-        else:  # macOS
-            descriptor, path = tempfile.mkstemp(prefix="minga-parameters-")
-            os.unlink(path)
-        os.ftruncate(descriptor, size)
-        made = cls(descriptor, weights.numel(), buffers.numel())
-        made.load(weights, buffers, 0)
-        return made
+    def create(cls, weights: Tensor, buffers: Tensor) -> SharedParameters:
+        """Make the shared memory; both are flat fp32 and are copied. Version 0."""
+        descriptor = _anonymous_file()
+        os.ftruncate(descriptor, _Sections.total_bytes(weights.numel(), buffers.numel()))
+        created = cls(descriptor, weights.numel(), buffers.numel())
+        created.load(weights, buffers, 0)
+        return created
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Hand the memory to a child process that multiprocessing starts."""
-        return _attach, (DupFd(self._descriptor), self.weights, self.buffers)
+        return _attach, (reduction.DupFd(self._descriptor), self.weights, self.buffers)
+
+    def fileno(self) -> int:
+        """Return the descriptor, to hand it to another process."""
+        return self._descriptor
 
     @property
     def version(self) -> int:
-        """Number of pushes applied."""
-        return int(self._integers[_VERSION])
+        """Pushes applied so far. Read without the lock."""
+        return self._integers[_VERSION]
 
     @property
     def active_workers(self) -> int:
-        """N_active, as the coordinator last said."""
-        return int(self._integers[_ACTIVE])
+        """Workers heard from lately; set by the coordinator, read without the lock."""
+        return self._integers[_ACTIVE_WORKERS]
 
     @active_workers.setter
     def active_workers(self, count: int) -> None:
-        self._integers[_ACTIVE] = count
+        self._store(_ACTIVE_WORKERS, count)
 
     def applied(self, slot: int) -> int:
-        """Return the number of the last push applied in a session's slot."""
-        return int(self._applied[slot])
+        """Return the number of the slot's last applied push; 0 for none. Takes no lock."""
+        return self._integers[_APPLIED + slot]
 
-    @contextlib.contextmanager
+    @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock; a push that its holder left half applied is finished first."""
+        """Keep every other thread and process out; first complete what a dead holder left."""
         with self._threads:
+            if self._depth == 0:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
             self._depth += 1
             try:
                 if self._depth == 1:
-                    fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
                     self._finish()
                 yield
             finally:
@@ -121,144 +121,171 @@ class SharedParameters:
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
     def repair(self) -> None:
-        """Finish what a dead process left half applied."""
+        """Complete the push of a process that was killed, if there is one."""
         with self.locked():
             pass
 
     def apply(
         self,
-        payload: torch.Tensor,
+        payload: Tensor,
         codec: str,
         *,
         scale: float,
-        buffers: torch.Tensor,
+        buffers: Tensor,
         buffer_weight: float,
         push_id: int,
         slot: int,
     ) -> int:
-        """Apply ``weights -= scale * decoded payload``; return the new version.
+        """Subtract ``scale`` times the decoded push, average the buffers in; whole or not at all.
 
         Args:
-            payload: uint8, encoded by ``codec``.
+            payload: uint8, of a codec for ``self.weights`` values.
             codec: its name.
-            scale: (kappa / N_active) * s(tau).
-            buffers: the worker's BatchNorm buffers, fp32 [B].
+            scale: see :func:`minga.algorithm.localsgd.push_scale`.
+            buffers: fp32 [self.buffers], the worker's.
             buffer_weight: their weight in the moving average.
-            push_id: number of this push; :meth:`applied` tells it afterwards.
-            slot: of the session that applies it.
+            push_id: what :meth:`applied` returns for ``slot`` from then on.
+            slot: of the session, below ``SLOTS``.
+
+        Returns:
+            The new version.
         """
         with self.locked():
-            self._payload[: payload.numel()].copy_(payload)
-            self._pushed_buffers.copy_(buffers)
+            version, codec_index = self.version + 1, CODECS.index(codec)
+            assert payload.numel() == self._codecs[codec_index].nbytes, "another codec's payload"
+            self._at.redo_payload[: payload.numel()].copy_(payload)
+            self._at.redo_buffers.copy_(buffers)
             self._floats[_SCALE] = scale
             self._floats[_BUFFER_WEIGHT] = buffer_weight
-            self._integers[_PUSH] = push_id
-            self._integers[_SLOT] = slot
-            self._integers[_NEXT_VERSION] = self.version + 1
-            self._integers[_CODEC] = CODECS.index(codec)
-            self._integers[_PROGRESS] = 0
-            self._integers[_PENDING] = 1
+            self._store(_CODEC, codec_index)
+            self._store(_PUSH, push_id)
+            self._store(_SLOT, slot)
+            self._store(_NEW_VERSION, version)
+            self._store(_PROGRESS, 0)
+            self._store(_REDO, 1)  # from here on the push counts, whoever completes it
             self._finish()
-            return self.version
+            return version
 
-    def read_chunk(self, start: int, stop: int) -> torch.Tensor:
-        """Return a copy of weights ``start`` to ``stop``: whole pushes only."""
+    def read_chunk(self, start: int, stop: int) -> Tensor:
+        """Return the weights from ``start`` to ``stop``, at most CHUNK of them.
+
+        The result is this object's own memory, valid until the next call: one thread at a time.
+        """
         with self.locked():
-            return self._weights[start:stop].clone()
+            return self._chunk[: stop - start].copy_(self._at.weights[start:stop])
 
-    def read_buffers(self) -> torch.Tensor:
+    def read_buffers(self) -> Tensor:
         """Return a copy of the BatchNorm buffers."""
         with self.locked():
-            return self._buffers.clone()
+            return self._at.buffers.clone()
 
-    def snapshot(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return (weights, buffers, version) of one moment."""
+    def snapshot(self) -> tuple[Tensor, Tensor, int]:
+        """Return copies of weights and buffers, and the version: all of one moment."""
         with self.locked():
-            return self._weights.clone(), self._buffers.clone(), self.version
+            return self._at.weights.clone(), self._at.buffers.clone(), self.version
 
-    def load(self, weights: torch.Tensor, buffers: torch.Tensor, version: int) -> None:
-        """Replace everything."""
+    def load(self, weights: Tensor, buffers: Tensor, version: int) -> None:
+        """Set everything, as a checkpoint had it."""
         with self.locked():
-            self._weights.copy_(weights)
-            self._buffers.copy_(buffers)
-            self._integers[_VERSION] = version
+            self._at.weights.copy_(weights)
+            self._at.buffers.copy_(buffers)
+            self._store(_VERSION, version)
 
     def freeze(self) -> int:
-        """Keep a copy for a validation; return the version that it is of."""
+        """Copy weights and buffers to the frozen vectors; return their version."""
         with self.locked():
-            self._frozen_weights.copy_(self._weights)
-            self._frozen_buffers.copy_(self._buffers)
+            self._at.frozen_weights.copy_(self._at.weights)
+            self._at.frozen_buffers.copy_(self._at.buffers)
             return self.version
 
-    def frozen_weights(self) -> torch.Tensor:
-        """Return the frozen weights themselves; not to be written."""
-        return self._frozen_weights
+    def frozen_weights(self) -> Tensor:
+        """Return the frozen weights themselves: the next :meth:`freeze` changes them."""
+        return self._at.frozen_weights
 
-    def frozen_buffers(self) -> torch.Tensor:
-        """Return the frozen buffers themselves; not to be written."""
-        return self._frozen_buffers
+    def frozen_buffers(self) -> Tensor:
+        """Return the frozen buffers themselves."""
+        return self._at.frozen_buffers
 
-    def set_frozen_buffers(self, buffers: torch.Tensor) -> None:
-        """Put recalibrated BatchNorm statistics in the place of the frozen ones."""
-        self._frozen_buffers.copy_(buffers)
+    def set_frozen_buffers(self, buffers: Tensor) -> None:
+        """Put recalibrated buffers beside the frozen weights."""
+        self._at.frozen_buffers.copy_(buffers)
 
     def _finish(self) -> None:
-        """Carry the pending push to its end, from wherever it stands.
+        """Go on with the recorded push from where it stands, to its end.
 
-        Progress 2k says that k parts are done; 2k + 1, that part k stands ready in the scratch.
-        A part is computed into the scratch and copied from there, so each of the two can be
-        repeated. The parts are the weights' chunks, then the buffers.
+        Progress 2k: chunk k is untouched. 2k + 1: its new values are complete in the scratch
+        chunk. Whatever lies between two stores can be cut short anywhere and done again.
         """
-        if not self._integers[_PENDING]:
+        words = self._integers
+        if not words[_REDO]:
             return
-        parts = [*chunks(self.weights), None]
-        while (progress := int(self._integers[_PROGRESS])) < 2 * len(parts):
-            part = parts[progress // 2]
-            if progress % 2 == 0:
-                self._compute(part)
-            else:
-                target = self._buffers if part is None else self._weights[part[0] : part[1]]
-                target.copy_(self._scratch[: target.numel()])
-            self._mark(progress + 1)
-        self._applied[self._integers[_SLOT]] = self._integers[_PUSH]
-        self._integers[_VERSION] = self._integers[_NEXT_VERSION]
-        self._integers[_PENDING] = 0
+        for k in range(words[_PROGRESS] // 2, len(self._stages)):
+            renew, vector, start, stop = self._stages[k]
+            scratch = self._at.scratch[: stop - start]
+            if words[_PROGRESS] == 2 * k:
+                renew(start, stop, scratch)
+                self._store(_PROGRESS, 2 * k + 1)
+            vector[start:stop].copy_(scratch)
+            self._store(_PROGRESS, 2 * k + 2)
+        self._store(_APPLIED + words[_SLOT], words[_PUSH])
+        self._store(_VERSION, words[_NEW_VERSION])
+        self._store(_REDO, 0)
 
-    def _mark(self, progress: int) -> None:
-        self._integers[_PROGRESS] = progress
+    def _renew_weights(self, start: int, stop: int, scratch: Tensor) -> None:
+        codec, scale = self._codecs[self._integers[_CODEC]], self._floats[_SCALE]
+        moved = codec.decode(self._at.redo_payload[: codec.nbytes], start, stop)
+        torch.sub(self._at.weights[start:stop], moved, alpha=scale, out=scratch)
 
-    def _compute(self, part: tuple[int, int] | None) -> None:
-        """Put what a part will be into the scratch."""
-        if part is None:
-            weight = float(self._floats[_BUFFER_WEIGHT])
-            torch.lerp(
-                self._buffers, self._pushed_buffers, weight, out=self._scratch[: self.buffers]
-            )
-            return
-        start, stop = part
-        codec = self._codecs[CODECS[int(self._integers[_CODEC])]]
-        delta = codec.decode(self._payload[: codec.nbytes], start, stop)
-        target = self._scratch[: stop - start]
-        torch.sub(self._weights[start:stop], delta, alpha=float(self._floats[_SCALE]), out=target)
+    def _renew_buffers(self, start: int, stop: int, scratch: Tensor) -> None:
+        old, pushed = self._at.buffers[start:stop], self._at.redo_buffers[start:stop]
+        torch.lerp(old, pushed, self._floats[_BUFFER_WEIGHT], out=scratch)
+
+    def _store(self, word: int, value: int) -> None:
+        self._integers[word] = value
 
 
-def _attach(memory: DupFd, weights: int, buffers: int) -> SharedParameters:
-    return SharedParameters(memory.detach(), weights, buffers)
+def _attach(descriptor: Any, weights: int, buffers: int) -> SharedParameters:
+    return SharedParameters(descriptor.detach(), weights, buffers)
 
 
-def _sizes(weights: int, buffers: int) -> dict[str, int]:
-    """Return the bytes of each part of the memory, in order."""
-    scratch = max(min(CHUNK, weights), buffers)
-    exact = {
-        "integers": 8 * 8,
-        "floats": 8 * 8,
-        "applied": 8 * SLOTS,
-        "weights": 4 * weights,
-        "buffers": 4 * buffers,
-        "frozen_weights": 4 * weights,
-        "frozen_buffers": 4 * buffers,
-        "payload": 4 * weights + _ALIGN,
-        "pushed_buffers": 4 * buffers,
-        "scratch": 4 * scratch,
-    }
-    return {name: -(-max(size, 1) // _ALIGN) * _ALIGN for name, size in exact.items()}
+class _Sections:
+    """The vectors' places in the shared memory, behind the header."""
+
+    def __init__(self, memory: mmap.mmap, weights: int, buffers: int) -> None:
+        parts = iter(self._lengths(weights, buffers))
+        place = _HEADER_BYTES
+
+        def take() -> Tensor:
+            nonlocal place
+            count = next(parts)
+            start, place = place, place + _aligned_bytes(count)
+            if not count:
+                return torch.empty(0)
+            return torch.frombuffer(memory, dtype=torch.float32, count=count, offset=start)
+
+        self.weights, self.buffers = take(), take()
+        self.frozen_weights, self.frozen_buffers = take(), take()
+        self.redo_payload, self.redo_buffers = take().view(torch.uint8), take()
+        self.scratch = take()
+
+    @staticmethod
+    def _lengths(weights: int, buffers: int) -> list[int]:
+        scratch = min(CHUNK, max(weights, buffers))
+        return [weights, buffers] * 3 + [scratch]  # no codec takes more than 4 bytes a value
+
+    @classmethod
+    def total_bytes(cls, weights: int, buffers: int) -> int:
+        """Return the size of the whole memory."""
+        return _HEADER_BYTES + sum(map(_aligned_bytes, cls._lengths(weights, buffers)))
+
+
+def _aligned_bytes(floats: int) -> int:
+    return -(-4 * floats // _ALIGNMENT) * _ALIGNMENT
+
+
+def _anonymous_file() -> int:
+    """Return a descriptor of memory that has no name and ends with its last holder."""
+    if sys.platform == "linux":
+        return os.memfd_create("minga-parameters")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
