@@ -1,145 +1,212 @@
-"""Models by name, with a first layer that fits small images, and their flat layout."""
+"""Networks by name, their first layers for small images, and their flat layout.
+
+Any torchvision classification model, and ``small-cnn`` for tests and the demo. On the wire and in
+shared memory a model is two flat fp32 vectors: parameters, and floating-point buffers (BatchNorm
+statistics), each in the model's own order.
+"""
 
 from __future__ import annotations
 
 import difflib
-import math
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+import torchvision  # type: ignore[import-untyped]
+from torch import Tensor, nn
 
 from minga.errors import Hint, UsageError
 
-SMALL_CNN = "small-cnn"
 SMALL_IMAGE = 64
-"""Up to this side in pixels ``stem: auto`` takes the small stem."""
+"""Side in pixels up to which ``auto`` takes the small stem."""
+SMALL_CNN = "small-cnn"
+PIXEL_MEAN, PIXEL_STD = 0.45, 0.27
+"""Every channel is shown as ``(value / 255 - mean) / std``."""
 
-IMAGE_MEAN = 0.45
-IMAGE_STD = 0.27
-
-_WITH_AUXILIARY_HEAD = ("googlenet", "inception_v3")
+Entries: TypeAlias = list[tuple[str, torch.Size]]
 
 
 def build_model(
     name: str, classes: int, image_size: int, *, stem: str = "auto", seed: int
 ) -> nn.Module:
-    """Return a model with seeded initial weights; the global random state is not touched.
+    """Build a network with seeded random weights, fp32, on the CPU, in training mode.
 
     Args:
-        name: a torchvision classification model, or ``small-cnn``.
-        classes: outputs of its last layer.
-        image_size: side of the images in pixels.
-        stem: ``stock``, ``small`` (3x3, stride 1, no max-pool) or ``auto``.
-        seed: of the initial weights.
+        name: ``small-cnn`` or any torchvision classification model.
+        classes: outputs.
+        image_size: side of the square images in pixels.
+        stem: ``small`` adapts the first layers to small images, ``stock`` does not, ``auto``
+            adapts up to 64 px where it is known how.
+        seed: of the weights; the global random state is left as it was.
 
     Raises:
-        UsageError: ``model-unknown`` or ``stem-unsupported``.
+        UsageError: ``model-unknown``, ``stem-unsupported``, or ``model-image-size``: the network
+            cannot take images of this size.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if name == SMALL_CNN:
-            return _small_cnn(classes, image_size)
-        model = _torchvision_model(name, classes)
-        if stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE):
-            adapted = _adapt_stem(model)
-            if not adapted and stem == "small":
+            model = _small_cnn(classes, image_size)
+        else:
+            model = _torchvision_model(name, classes, image_size)
+        if not stock_stem(name, stem, image_size):
+            adapt = _adaptation(name)
+            if adapt is None:
                 raise UsageError(
-                    f"there is no small stem for {name}",
+                    f"minga has no small stem for {name}",
                     code="stem-unsupported",
-                    hints=(Hint("take the stock one", "--model.stem stock"),),
+                    hints=(Hint("take it as it is?", "model.stem: stock"),),
                 )
-        return model
+            adapt(model)
+    _check_size(name, model, image_size)
+    return model
 
 
-def _torchvision_model(name: str, classes: int) -> nn.Module:
-    from torchvision import models
+def stock_stem(name: str, stem: str, image_size: int) -> bool:
+    """Return whether :func:`build_model` leaves the network's first layers as published."""
+    if stem == "auto":
+        return image_size > SMALL_IMAGE or _adaptation(name) is None
+    return stem == "stock"
 
-    known = models.list_models(module=models)
+
+class Layout:
+    """Where each tensor of a model is in its two flat vectors.
+
+    Args:
+        model: gives names, shapes and the values of what does not travel (integer buffers).
+
+    Attributes:
+        parameters: name and shape of each parameter, in order.
+        buffers: the same of each floating-point buffer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = [(name, each.shape) for name, each in model.named_parameters()]
+        own = dict(self.parameters)
+        rest = {name: each for name, each in model.state_dict().items() if name not in own}
+        self.buffers = [
+            (name, each.shape) for name, each in rest.items() if each.is_floating_point()
+        ]
+        self._constants = {
+            name: each.cpu().clone() for name, each in rest.items() if not each.is_floating_point()
+        }
+
+    def flatten(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ``(weights, buffers)`` of a state dict: flat fp32 copies on the CPU."""
+        return _flat(state, self.parameters), _flat(state, self.buffers)
+
+    def state_dict(self, weights: Tensor, buffers: Tensor) -> dict[str, Tensor]:
+        """Return a state dict with its own memory; it loads into the model as it was built."""
+        travelling = [*split(weights, self.parameters), *split(buffers, self.buffers)]
+        state = {name: part.clone() for name, part in travelling}
+        return state | {name: each.clone() for name, each in self._constants.items()}
+
+
+def split(flat: Tensor, entries: Entries) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and view of each tensor of a flat vector."""
+    parts = flat.split([shape.numel() for _, shape in entries]) if entries else ()
+    for (name, shape), part in zip(entries, parts, strict=True):
+        yield name, part.view(shape)
+
+
+def _flat(state: Mapping[str, Tensor], entries: Entries) -> Tensor:
+    parts = [state[name].detach().reshape(-1).cpu().float() for name, _ in entries]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _torchvision_model(name: str, classes: int, image_size: int) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        close = difflib.get_close_matches(name, [*known, SMALL_CNN], n=1)
+        close = difflib.get_close_matches(name, [SMALL_CNN, *known], n=1, cutoff=0.4)
         raise UsageError(
-            f"there is no model {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+            f"no model is called {name!r}",
             code="model-unknown",
-            hints=(Hint("which are there?", "minga config models"),),
+            hints=tuple(Hint("was this meant?", f"model.name: {each}") for each in close),
         )
-    extra: dict[str, Any] = {"aux_logits": False} if name in _WITH_AUXILIARY_HEAD else {}
-    model = models.get_model(name, weights=None, num_classes=classes, init_weights=True, **extra) if extra else models.get_model(name, weights=None, num_classes=classes)
+    special: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        special = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        special = {"image_size": image_size}
+    elif name.startswith("maxvit_"):
+        special = {"input_size": (image_size, image_size)}
+    try:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **special)
+    except (AssertionError, ValueError) as error:
+        raise _wrong_size(name, image_size, error) from error
     assert isinstance(model, nn.Module)
     return model
 
 
-def _adapt_stem(model: nn.Module) -> bool:
-    """Take the down-sampling out of the first layers; return whether the family is known."""
-    from torchvision.models import DenseNet, EfficientNet, MobileNetV2, MobileNetV3, ResNet
-
-    if isinstance(model, ResNet):
-        model.conv1 = _first_convolution(model.conv1.out_channels)
-        model.maxpool = nn.Identity()
-        return True
-    if isinstance(model, DenseNet):
-        model.features.conv0 = _first_convolution(model.features.conv0.out_channels)
-        model.features.pool0 = nn.Identity()
-        return True
-    if isinstance(model, MobileNetV2 | MobileNetV3 | EfficientNet):
-        first = model.features[0][0]
-        assert isinstance(first, nn.Conv2d)
-        first.stride = (1, 1)
-        return True
-    return False
+def _check_size(name: str, model: nn.Module, image_size: int) -> None:
+    """Show one black image; raises UsageError if the network cannot take its size."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_size(name, image_size, error) from error
+    model.train()
 
 
-def _first_convolution(channels: int) -> nn.Conv2d:
-    convolution = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return convolution
+def _wrong_size(name: str, image_size: int, error: Exception) -> UsageError:
+    return UsageError(
+        f"{name} cannot take images of {image_size} px: {error}",
+        code="model-image-size",
+        hints=(Hint("show it larger ones?", "data.image_size: 224"),),
+    )
 
 
 def _small_cnn(classes: int, image_size: int) -> nn.Module:
-    side = math.ceil(image_size / 2)
+    """Two convolutions with BatchNorm; 10 266 parameters for 8 px and 10 classes."""
+    side = (image_size + 1) // 2
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32 * side * side, classes),
     )
 
 
-class Layout:
-    """Where each parameter and each floating-point buffer lies in the flat vectors.
+def _adaptation(name: str) -> Callable[[Any], None] | None:
+    """Return what gives this network a small stem, or None where there is nothing."""
+    return next((adapt for prefix, adapt in _SMALL_STEMS.items() if name.startswith(prefix)), None)
 
-    Attributes:
-        weights: elements of all parameters together.
-        buffers: elements of all floating-point buffers (BatchNorm statistics) together.
-    """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = [(name, each.shape) for name, each in model.named_parameters()]
-        self._buffers = [(n, b.shape) for n, b in model.named_buffers() if b.is_floating_point()]
-        self._counters = [n for n, b in model.named_buffers() if not b.is_floating_point()]
-        self._order = list(model.state_dict())
-        self.weights = sum(shape.numel() for _, shape in self._parameters)
-        self.buffers = sum(shape.numel() for _, shape in self._buffers)
+def _adapt_resnet(model: Any) -> None:
+    model.conv1 = _small_convolution(model.conv1)
+    model.maxpool = nn.Identity()
 
-    def flatten(self, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (weights, buffers), fp32, of a state dict."""
-        return tuple(  # type: ignore[return-value]
-            torch.cat([torch.zeros(0), *(state[name].float().reshape(-1) for name, _ in part)])
-            for part in (self._parameters, self._buffers)
-        )
 
-    def state_dict(self, weights: torch.Tensor, buffers: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return a state dict (CPU copies) that loads into the model itself."""
-        found: dict[str, torch.Tensor] = {}
-        for part, flat in ((self._parameters, weights), (self._buffers, buffers)):
-            at = 0
-            for name, shape in part:
-                found[name] = flat[at : at + shape.numel()].reshape(shape).clone()
-                at += shape.numel()
-        for name in self._counters:
-            found[name] = torch.zeros((), dtype=torch.int64)
-        return {name: found[name] for name in self._order}
+def _adapt_densenet(model: Any) -> None:
+    model.features.conv0 = _small_convolution(model.features.conv0)
+    model.features.pool0 = nn.Identity()
+
+
+def _adapt_features(model: Any) -> None:
+    model.features[0][0].stride = (1, 1)
+
+
+def _adapt_regnet(model: Any) -> None:
+    model.stem[0].stride = (1, 1)
+
+
+def _small_convolution(stock: nn.Conv2d) -> nn.Conv2d:
+    """Return a 3x3 convolution of stride 1 in place of a 7x7 one of stride 2."""
+    small = nn.Conv2d(3, stock.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    return small
+
+
+_SMALL_STEMS: dict[str, Callable[[Any], None]] = {
+    "resnet": _adapt_resnet,
+    "resnext": _adapt_resnet,
+    "wide_resnet": _adapt_resnet,
+    "densenet": _adapt_densenet,
+    "mobilenet_v": _adapt_features,
+    "efficientnet_": _adapt_features,
+    "regnet_": _adapt_regnet,
+}
