@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -136,7 +137,8 @@ class Link(AbstractContextManager["Link"]):
         address: the ps.
         secret: pins the certificate.
         session: what :meth:`Join.report_data` returned (id, key, port, here).
-        lost: called once, from another thread, when the ps is gone.
+        lost: set when the ps is gone; ends calls under way.
+        on_lost: called then, from another thread, with the reason.
 
     Raises:
         PortTaken: ask the ps for another session.
@@ -144,11 +146,17 @@ class Link(AbstractContextManager["Link"]):
     """
 
     def __init__(
-        self, address: Address, secret: Secret, session: Message, lost: Callable[[str], None]
+        self,
+        address: Address,
+        secret: Secret,
+        session: Message,
+        lost: threading.Event,
+        on_lost: Callable[[str], None],
     ) -> None:
         self._address = address
         self._secret = secret
         self._session = session
+        self._lost = lost
         self._forwarder: PortForwarder | None = None
         self._store: WorkerStore | None = None
         if not session["here"]:
@@ -159,7 +167,7 @@ class Link(AbstractContextManager["Link"]):
             except OSError as error:
                 raise PortTaken(f"port {session['port']} is taken on this PC") from error
         try:
-            self._store = WorkerStore(self._open_stream("store"), lost)
+            self._store = WorkerStore(self._open_stream("store"), on_lost)
             rpc.start(rpc.WORKER, self._store)
         except BaseException:
             self.close()
@@ -170,7 +178,7 @@ class Link(AbstractContextManager["Link"]):
     ) -> tuple[Message, rpc.Tensors]:
         """Call the session. Raises ConnectionError when the link is broken or too slow."""
         try:
-            return rpc.call(message, tensors, timeout_s)
+            return rpc.call(message, tensors, timeout_s, self._lost)
         except RuntimeError as error:
             raise ConnectionError(str(error).splitlines()[0]) from error
 

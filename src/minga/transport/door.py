@@ -32,6 +32,10 @@ _BACKLOG = 512
 _PREFIX_BYTES = 4
 
 
+class _Probe(Exception):
+    """A connection that ended without a word."""
+
+
 class JoinStream:
     """The coordinator's end of a join, after the token was proved.
 
@@ -141,6 +145,8 @@ class Door:
                     return
                 join = await self._identify(raw, host)
                 passed = True
+        except _Probe:
+            pass  # somebody looked whether the port is open
         except TimeoutError:
             self._refused(host, f"silent for {HANDSHAKE_S:g} s")
         except asyncio.CancelledError:
@@ -194,7 +200,7 @@ async def _receive_preamble(raw: socket.socket) -> bytes:
     while len(received) < PREAMBLE_BYTES:
         part = await loop.sock_recv(raw, PREAMBLE_BYTES - len(received))
         if not part:
-            raise EOFError("closed before a preamble")
+            raise _Probe
         received += part
     return received
 

@@ -69,13 +69,18 @@ class Identity:
     key: Path
 
     @classmethod
-    def load_or_create(cls, state: Path) -> Identity:
+    def load_or_create(cls, state: Path, token_file: Path | None = None) -> Identity:
         """Return the identity kept in ``state``; make one where there is none.
 
         A ps that restarts keeps its identity, so its workers can come back by themselves.
+
+        Args:
+            state: folder of certificate and key, and of the token unless it is elsewhere.
+            token_file: where the token is, or is to be.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        certificate, key, token = state / "ps.crt", state / "ps.key", state / "token"
+        certificate, key = state / "ps.crt", state / "ps.key"
+        token = token_file or state / "token"
         if not token.exists():
             _write_certificate(certificate, key)
             pin = hashlib.sha256(_der(certificate)).digest()

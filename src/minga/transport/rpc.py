@@ -8,14 +8,12 @@ an agent installs an unpickler that knows just what a join and :func:`call` need
 
 from __future__ import annotations
 
-import builtins
-import io
 import json
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -34,6 +32,7 @@ Handler = Callable[[Message, Tensors], tuple[Message, Tensors]]
 _SCHEME = "minga"
 _THREADS = 4
 _JOIN_S = 30.0
+_LOST_CHECK_S = 0.5
 
 _ALLOWED = {
     ("minga.transport.rpc", "_handle"),
@@ -96,11 +95,22 @@ def own_port(store: dist.Store, name: str) -> int:
     return int(port)
 
 
-def call(message: Message, tensors: Tensors, timeout_s: float) -> tuple[Message, Tensors]:
-    """Call the ps's handler. Raises RuntimeError when the link broke or the time is up."""
-    body, answered = rpc.rpc_sync(
-        PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s
-    )
+def call(
+    message: Message, tensors: Tensors, timeout_s: float, lost: threading.Event
+) -> tuple[Message, Tensors]:
+    """Call the ps's handler.
+
+    Raises:
+        RuntimeError: the link broke, the handler failed, or the time is up.
+        ConnectionError: ``lost`` was set meanwhile (torch itself waits for a frozen peer).
+    """
+    future = rpc.rpc_async(PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s)
+    finished = threading.Event()
+    future.add_done_callback(lambda _: finished.set())
+    while not finished.wait(_LOST_CHECK_S):
+        if lost.is_set():
+            raise ConnectionError("the session is lost")
+    body, answered = future.wait()
     return json.loads(body), answered
 
 

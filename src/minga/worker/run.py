@@ -34,6 +34,7 @@ _KEEP_S = 3.0
 _HELD_S = 20.0
 """A rank whose holder just died is held until the ps has noticed: 10 s and a bit."""
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
+_SHOW_S = 10.0
 _INTERRUPTED = 130
 
 
@@ -58,10 +59,10 @@ class Worker:
         self._device = pick_device(options.device)
         self._uuid = uuid.uuid4().hex
         self._leaving = threading.Event()
-        self._console = Console("worker")
         self._trainer: Trainer | None = None
         self._terms: Message = {}
         self._fingerprint: Message = {}
+        self._console = Console("worker")
         self._started_s = time.monotonic()
         self._shown_s = 0.0
 
@@ -170,6 +171,7 @@ class Worker:
             settings.data,
             path=options.data or settings.data.path,
             val_path=options.val_data or settings.data.val_path,
+            format=options.data_format or settings.data.format,
         )
         data = open_data(data_config)
         self._fingerprint = {**data.fingerprint(), "image_size": data.image_size}
@@ -213,12 +215,11 @@ class Worker:
 
     def _progress(self, shown: Message) -> None:
         now_s = time.monotonic()
-        if now_s - self._shown_s < self._console.interval_s or self._trainer is None:
+        if now_s - self._shown_s < _SHOW_S or self._trainer is None:
             return
         self._shown_s = now_s
         totals = self._trainer.totals
         self._console.line(
-            rank=self._terms["rank"],
             version=shown["version"],
             samples=totals.samples,
             loss=round(shown["loss"], 4),

@@ -87,6 +87,8 @@ class Trainer:
         self._residual = torch.zeros(numel)
         self._version = 0
         self._sequence = 0
+        self._last_wait_s = 0.0
+        self._last_bytes_in = 0
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
@@ -163,7 +165,7 @@ class Trainer:
             self._push(link, segments, loss, time.monotonic() - started_s)
 
     def _push(self, link: Link, segments: list[Segment], loss: float, compute_s: float) -> None:
-        encode_s = time.monotonic()
+        started_s = time.monotonic()
         codecs.encode_push(
             self._codec, self._base, self._replica.cpu_weights(), self._residual, self._payload
         )
@@ -174,12 +176,13 @@ class Trainer:
             "do": "push",
             "sequence": self._sequence,
             "base_version": self._version,
-            "progress": [[s.lease, s.epoch, s.start, s.stop, s.crc] for s in _joined(segments)],
+            "progress": [[s.lease, s.epoch, s.start, s.stop, s.crc] for s in segments],
             "loss": loss,
             "lr": self._work.lr,
             "compute_s": compute_s,
-            "wait_s": self.totals.wait_s / max(1, self.totals.pushes),
+            "wait_s": self._last_wait_s,
             "bytes_out": self._payload.nbytes + buffers.nbytes,
+            "bytes_in": self._last_bytes_in,
         }
         if self._sequence % _CHECK_EVERY == 0:
             message["reference_crc"] = codecs.crc(self._base)
@@ -196,14 +199,16 @@ class Trainer:
             self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
             self._take(answer)
             self._pull(link)
-        self.totals.wait_s += time.monotonic() - encode_s
+        self._last_wait_s = time.monotonic() - started_s
+        self.totals.wait_s += self._last_wait_s
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
     def _go_on(self, answer: Message, payload: torch.Tensor, buffers: torch.Tensor) -> None:
         codecs.apply_delta(self._codec, payload, self._base)
         self._replica.load(self._base, buffers)
         self._version = int(answer["version"])
-        self.totals.bytes_in += payload.nbytes + buffers.nbytes
+        self._last_bytes_in = payload.nbytes + buffers.nbytes
+        self.totals.bytes_in += self._last_bytes_in
         self._take(answer)
 
     def _judge_lease(self, link: Link, lease: Lease) -> None:
@@ -213,9 +218,10 @@ class Trainer:
             {"do": "snapshot", "weights": with_weights}, timeout_s=_CALL_S
         )
         if with_weights:
-            self._judge.set_weights(weights)
+            self._judge.load(weights, buffers)
             self._judged_snapshot = self._work.snapshot
-        self._judge.set_buffers(buffers)
+        else:
+            self._judge.set_buffers(buffers)
         message: dict[str, Any] = {
             "do": "result",
             "kind": lease.kind,
@@ -233,13 +239,8 @@ class Trainer:
         else:
             correct, loss_sum = 0, 0.0
             for images, labels in batches:
-                right, loss, _ = self._judge.evaluate(images, labels)
+                right, loss = self._judge.evaluate(images, labels)
                 correct, loss_sum = correct + right, loss_sum + loss
             message.update(correct=correct, loss_sum=loss_sum)
             self.totals.evaluated += lease.stop - lease.start
         self._take(link.call(message, vector, timeout_s=_CALL_S)[0])
-
-
-def _joined(segments: list[Segment]) -> list[Segment]:
-    """Return the segments as the loader gave them: one per batch and lease."""
-    return segments
