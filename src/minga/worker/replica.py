@@ -1,195 +1,243 @@
-"""The worker's model: all parameters in one flat vector, local steps, measurements."""
+"""The worker's model: its parameters as one flat vector, its local steps, its measurements."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
-from torch import nn
-from torch.nn import functional
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minga.config import OptimizerConfig
 from minga.errors import Hint, UsageError
-from minga.models import IMAGE_MEAN, IMAGE_STD
+from minga.models import PIXEL_MEAN, PIXEL_STD, Entries, Layout, split
+
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def pick_device(wanted: str | None) -> torch.device:
-    """Return the device to train on: as told, or cuda, mps, cpu, whichever there is first.
+    """Return the device asked for, or the best that there is: cuda, then mps, then cpu.
 
     Raises:
-        UsageError: ``device-missing``.
+        UsageError: ``device-missing``: there is no such device.
     """
+    counts = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
     if wanted is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
+        return torch.device(next(kind for kind, count in counts.items() if count))
+    with contextlib.suppress(RuntimeError):  # not a device's name at all
         device = torch.device(wanted)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"there is no device {wanted!r} here: {str(error).splitlines()[0]}",
-            code="device-missing",
-            hints=(Hint("let minga choose", "leave --device out"),),
-        ) from error
-    return device
+        if (device.index or 0) < counts.get(device.type, 0):
+            return device
+    raise UsageError(
+        f"this PC has no device {wanted!r}",
+        code="device-missing",
+        hints=(
+            Hint("does the driver see the GPU?", "nvidia-smi"),
+            Hint("train on the processor?", "minga worker --device cpu"),
+        ),
+    )
 
 
 class Replica:
-    """A model whose parameters are views into one flat fp32 vector on its device.
+    """A model that trains locally; every parameter is a view into one flat vector.
 
     Args:
-        model: taken over; its parameters move into the flat vector.
-        optimizer: momentum, weight decay, clipping, label smoothing.
-        device: where it lives.
+        model: as :func:`minga.models.build_model` made it; owned from now on.
+        optimizer: the run's.
+        device: where it trains.
+
+    Attributes:
+        model: the network.
+        weights: fp32 [parameters] on the device; the network's own memory.
     """
 
     def __init__(self, model: nn.Module, optimizer: OptimizerConfig, device: torch.device) -> None:
-        self.device = device
-        self._model = model.to(device)
+        self.model = model.to(device)
         self._config = optimizer
-        self._autocast = _autocast_type(device)
-        self._scaler = torch.amp.GradScaler(enabled=self._autocast == torch.float16)
-        parameters = list(self._model.parameters())
-        self.weights = torch.cat([each.detach().reshape(-1) for each in parameters])
-        at = 0
-        for each in parameters:
-            each.data = self.weights[at : at + each.numel()].view_as(each)
-            at += each.numel()
-        self._float_buffers = [b for b in self._model.buffers() if b.is_floating_point()]
-        self._loss = nn.CrossEntropyLoss(label_smoothing=optimizer.label_smoothing)
-        self._optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=0.0,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.momentum > 0,
-            weight_decay=optimizer.weight_decay,
-        )
+        self._device = device
+        layout = Layout(self.model)
+        self.weights = layout.flatten(self.model.state_dict())[0].to(device)
+        own = dict(self.model.named_parameters())
+        for name, view in split(self.weights, layout.parameters):
+            own[name].data = view
+        buffers = dict(self.model.named_buffers())
+        self._buffers = [buffers[name] for name, _ in layout.buffers]
+        self._entries = layout.buffers
+        self._optimizer = _sgd(list(own.values()), optimizer)
+        cuda = device.type == "cuda"
+        self._dtype = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
+        self._mixed = cuda
+        self._scaler = torch.amp.GradScaler("cuda", enabled=cuda and self._dtype is torch.float16)
 
-    def load(self, weights: torch.Tensor, buffers: torch.Tensor) -> None:
-        """Take weights (fp32 [P]) and floating-point buffers (fp32 [B]) over."""
-        self.weights.copy_(weights)
-        self.set_buffers(buffers)
-
-    def cpu_weights(self) -> torch.Tensor:
-        """Return the flat weights on the CPU (no copy where they are there already)."""
-        return self.weights.detach().cpu()
-
-    def buffers(self) -> torch.Tensor:
-        """Return a copy of the floating-point buffers, fp32 [B] on the CPU."""
-        return torch.cat(
-            [torch.zeros(0), *(each.detach().reshape(-1).cpu() for each in self._float_buffers)]
-        )
-
-    def set_buffers(self, buffers: torch.Tensor) -> None:
-        """Take the floating-point buffers over."""
-        at = 0
-        for each in self._float_buffers:
-            each.copy_(buffers[at : at + each.numel()].view_as(each))
-            at += each.numel()
-
-    def reset_momentum(self) -> None:
-        """Forget the momentum: this worker starts from other weights."""
-        self._optimizer.state.clear()
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
-        """Take one optimizer step; return the loss, still on the device.
+    def step(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """Take one local step; return the loss, on the device and not waited for.
 
         Args:
-            images: uint8 [B, 3, H, W].
-            labels: int64 [B].
+            images: uint8 [n, 3, side, side].
+            labels: int64 [n].
             lr: learning rate of this step.
         """
-        if len(images) == 1:  # BatchNorm needs two values
+        if len(images) == 1:  # BatchNorm needs two values per channel
             images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
-        self._model.train()
-        with self._precision():
-            loss: torch.Tensor = self._loss(self._model(self._inputs(images)), self._to(labels))
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._scaler.unscale_(self._optimizer)
-        if self._config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
+        self.model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        self._optimizer.zero_grad()
+        with self._autocast():
+            outputs = self.model(self._shown(images))
+        loss = F.cross_entropy(
+            outputs.float(),
+            labels.to(self._device, non_blocking=True),
+            label_smoothing=self._config.label_smoothing,
+        )
+        self._scaler.scale(loss).backward()
+        if self._config.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad()
         return loss.detach()
 
-    @torch.no_grad()
-    def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
-        """Return (correct, sum of the cross-entropies) of a batch."""
-        self._model.eval()
-        with self._precision():
-            output = self._model(self._inputs(images)).float()
-        labels = self._to(labels)
-        correct = int((output.argmax(1) == labels).sum())
-        return correct, float(functional.cross_entropy(output, labels, reduction="sum"))
+    def load(self, weights: Tensor, buffers: Tensor) -> None:
+        """Set weights and buffers; momentum stays."""
+        self.set_weights(weights)
+        self.set_buffers(buffers)
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Set the weights from fp32 [parameters] on any device."""
+        self.weights.copy_(weights)
+
+    def cpu_weights(self) -> Tensor:
+        """Return the weights on the CPU: the model's own memory if it is there, else a copy."""
+        return self.weights.cpu()
+
+    def buffers(self) -> Tensor:
+        """Return a copy of the floating-point buffers, fp32 [buffers], on the CPU."""
+        if not self._buffers:
+            return torch.empty(0)
+        return torch.cat([each.reshape(-1).float() for each in self._buffers]).cpu()
+
+    def set_buffers(self, buffers: Tensor) -> None:
+        """Set the floating-point buffers from fp32 [buffers] on any device."""
+        there = buffers.to(self._device)
+        for own, (_, part) in zip(self._buffers, split(there, self._entries), strict=True):
+            own.copy_(part)
+
+    def reset_momentum(self) -> None:
+        """Start again without momentum, as after a rejoin."""
+        self._optimizer.state.clear()
 
     @torch.no_grad()
-    def batch_statistics(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Return sums over batches that make population BatchNorm statistics.
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[int, float, int]:
+        """Return how many are right, the summed cross-entropy, and how many there are.
 
-        PreciseBN as in pycls: the weights stay, each batch's mean and variance are read.
+        ``images`` and ``labels`` are as in :meth:`step`; no label smoothing here.
+        """
+        self.model.eval()
+        with self._autocast():
+            outputs = self.model(self._shown(images)).float()
+        labels = labels.to(self._device)
+        correct = int((outputs.argmax(dim=1) == labels).sum())
+        return correct, float(F.cross_entropy(outputs, labels, reduction="sum")), len(labels)
+
+    @torch.no_grad()
+    def batch_statistics(self, batches: Iterable[Tensor]) -> Tensor:
+        """Measure BatchNorm statistics at the present weights; buffers are left as they are.
+
+        Args:
+            batches: uint8 [n, 3, side, side] each.
 
         Returns:
-            fp64 [1 + 2B]: images n; n E[x] for means and n E[x^2] for variances; 0 for means
-            and n E[x] for variances. Sums of several leases add up
-            (:func:`minga.algorithm.localsgd.combine_statistics`).
+            fp64 [1 + 2 * buffers] on the CPU, a part for
+            :func:`minga.algorithm.localsgd.combine_statistics`.
         """
-        norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        kept = [norm.momentum for norm in norms]
-        width = sum(each.numel() for each in self._float_buffers)
-        total = torch.zeros(1 + 2 * width, dtype=torch.float64)
-        self._model.train()
-        try:
-            for norm in norms:
-                norm.momentum = 1.0  # the running statistics become the batch's own
+        before = self.buffers()
+        with _BatchNormReader(self.model, self._entries) as reader:
             for images in batches:
-                with self._precision():
-                    self._model(self._inputs(images))
-                first, second = self._moments(norms)
-                total += len(images) * torch.cat([torch.ones(1), first, second]).double()
-        finally:
-            for norm, momentum in zip(norms, kept, strict=True):
-                norm.momentum = momentum
-        return total
+                shown = images.repeat(2, 1, 1, 1) if len(images) == 1 else images
+                with self._autocast():
+                    self.model(self._shown(shown))
+                reader.add(len(images), self.buffers())
+        self.set_buffers(before)
+        return reader.sums
 
-    def _moments(self, norms: list[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return first and second parts of a batch's statistics, fp32 [B] each."""
-        means = {id(norm.running_var): norm.running_mean for norm in norms}
-        first, second = [torch.zeros(0)], [torch.zeros(0)]
-        for each in self._float_buffers:
-            mean = means.get(id(each))
-            if isinstance(mean, torch.Tensor):
-                first.append((each + mean**2).cpu())
-                second.append(mean.cpu())
-            else:
-                first.append(each.reshape(-1).cpu())
-                second.append(torch.zeros(each.numel()))
-        return torch.cat(first), torch.cat(second)
+    def _shown(self, images: Tensor) -> Tensor:
+        """Bring uint8 images to the device and normalise them there."""
+        there = images.to(self._device, non_blocking=True)
+        if self._mixed:
+            there = there.contiguous(memory_format=torch.channels_last)
+        return there.float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
-    def _inputs(self, images: torch.Tensor) -> torch.Tensor:
-        """Carry uint8 to the device, normalise there."""
-        on_cuda = self.device.type == "cuda"
-        layout = torch.channels_last if on_cuda else torch.contiguous_format
-        moved = images.to(self.device, non_blocking=on_cuda).float()
-        return moved.div_(255).sub_(IMAGE_MEAN).div_(IMAGE_STD).contiguous(memory_format=layout)
-
-    def _to(self, labels: torch.Tensor) -> torch.Tensor:
-        return labels.to(self.device)
-
-    def _precision(self) -> contextlib.AbstractContextManager[object]:
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed)
 
 
-def _autocast_type(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+class _BatchNormReader:
+    """Sums what each batch shows to the BatchNorm layers.
+
+    While it is entered they train with momentum 1, so that their buffers are the last batch's
+    statistics; everything else is as in an evaluation.
+    """
+
+    def __init__(self, model: nn.Module, entries: Entries) -> None:
+        places, end = {}, 0
+        for name, shape in entries:
+            places[name], end = end, end + shape.numel()
+        self._model = model
+        self._layers = [
+            (layer, places[f"{name}.running_mean"], places[f"{name}.running_var"])
+            for name, layer in model.named_modules()
+            if isinstance(layer, _BATCH_NORM)
+        ]
+        self._seen: dict[nn.Module, int] = {}
+        self._undo = contextlib.ExitStack()
+        self.sums = torch.zeros(1 + 2 * end, dtype=torch.float64)
+
+    def __enter__(self) -> Self:
+        self._model.eval()
+        for layer, _, _ in self._layers:
+            self._undo.callback(setattr, layer, "momentum", layer.momentum)
+            self._undo.callback(layer.register_forward_pre_hook(self._count).remove)
+            layer.momentum = 1.0
+            layer.train()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def add(self, images: int, buffers: Tensor) -> None:
+        """Add a batch, of which ``buffers`` are the statistics."""
+        first = buffers.double()
+        second = torch.zeros_like(first)
+        for layer, mean_at, variance_at in self._layers:
+            mean = first[mean_at : mean_at + layer.num_features]
+            variance = first[variance_at : variance_at + layer.num_features]
+            seen = self._seen[layer]
+            variance.mul_((seen - 1) / seen).add_(mean.square())  # torch's is the unbiased one
+            second[variance_at : variance_at + layer.num_features] = mean
+        self.sums[0] += images
+        self.sums[1:] += images * torch.cat([first, second])
+
+    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen[layer] = inputs[0].numel() // inputs[0].size(1)
+
+
+def _sgd(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.SGD:
+    """Return Nesterov SGD that leaves BatchNorm parameters and biases undecayed."""
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in parameters if each.ndim > 1]},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
