@@ -70,10 +70,10 @@ class Replica:
         self._buffers = [buffers[name] for name, _ in layout.buffers]
         self._entries = layout.buffers
         self._optimizer = _sgd(list(own.values()), optimizer)
-        cuda = device.type == "cuda"
-        self._dtype = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
-        self._mixed = cuda
-        self._scaler = torch.amp.GradScaler("cuda", enabled=cuda and self._dtype is torch.float16)
+        self._mixed = device.type == "cuda"
+        bf16 = self._mixed and torch.cuda.is_bf16_supported(including_emulation=False)
+        self._dtype = torch.bfloat16 if bf16 else torch.float16
+        self._scaler = torch.amp.GradScaler("cuda", enabled=self._mixed and not bf16)
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
         """Take one local step; return the loss, on the device and not waited for.
