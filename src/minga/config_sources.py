@@ -20,7 +20,7 @@ from minga.environment import (
 )
 from minga.errors import Hint, UsageError
 
-_SEE_ALL = Hint("what is there?", "minga config show")
+_SEE_ALL = Hint("what is there?", "minga ps --help")
 _YAML_NULL = "tag:yaml.org,2002:null"
 """Tag of a value left blank, or written ``null`` or ``~``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from functools import cache
 from typing import get_type_hints
 
@@ -87,3 +87,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = [name for name in names if name.endswith((f".{tail}", f"_{tail}"))]
     near = near or difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def drop_empty(environ: MutableMapping[str, str]) -> None:
+    """Take out variables of ours that are set to nothing: an empty one is not set."""
+    for name in known_variables():
+        if environ.get(name) == "":
+            del environ[name]

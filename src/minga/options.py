@@ -6,15 +6,30 @@ before the names that the guide and the env files use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from minga.config import DataFormat
+from minga.config_fields import NONE
 from minga.protocol import DEFAULT_PORT
+
+_Kind = TypeVar("_Kind", str, Path)
+
+
+def _none_or(kind: type[_Kind], tokens: Sequence[Token]) -> _Kind | None:
+    text = tokens[0].value
+    return None if text == NONE else kind(text)
+
+
+def optional(*variables: str) -> Parameter:
+    """Return the mark of an optional text or path: cyclopts would take ``none`` for a name."""
+    return Parameter(env_var=variables, converter=_none_or)
+
 
 PORT = Parameter(env_var=("MINGA_PORT", "MASTER_PORT"), validator=Number(gte=1, lte=65535))
 WORLD_SIZE = Parameter(env_var=("MINGA_WORLD_SIZE", "WORLD_SIZE"), validator=Number(gte=2))
@@ -28,17 +43,17 @@ class PsOptions:
 
     port: Annotated[int, PORT] = DEFAULT_PORT
     """The one port of the ps."""
-    host: Annotated[str | None, Parameter(env_var="MINGA_HOST")] = None
+    host: Annotated[str | None, optional("MINGA_HOST")] = None
     """Address to listen on; none takes all addresses of this PC."""
     world_size: Annotated[int | None, WORLD_SIZE] = None
     """How many are expected, the ps included; never waited for, and more may come."""
     resume: Annotated[str, Parameter(env_var="MINGA_RESUME")] = "auto"
     """Go on from a checkpoint: auto (the newest unfinished run), none, or a file."""
-    run_id: Annotated[str | None, Parameter(env_var="MINGA_RUN_ID")] = None
+    run_id: Annotated[str | None, optional("MINGA_RUN_ID")] = None
     """Name of the run; none makes one from the time."""
     runs: Annotated[Path, RUNS] = Path("runs")
     """Folder of all runs."""
-    token_file: Annotated[Path | None, Parameter(env_var="MINGA_TOKEN_FILE")] = None
+    token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None
     """File with the join token; none keeps one in the state folder."""
     state: Annotated[Path, Parameter(env_var="MINGA_STATE")] = Path(".minga")
     """Folder of certificate, token and crash logs."""
@@ -49,26 +64,28 @@ class PsOptions:
 class WorkerOptions:
     """What a worker is told. ``address`` and ``token`` are never empty in :mod:`minga.worker`."""
 
-    address: Annotated[str, Parameter(env_var=("MINGA_ADDRESS", "MASTER_ADDR"))] = ""
+    address: Annotated[
+        str, Parameter(env_var=("MINGA_ADDRESS", "MASTER_ADDR"), show_default=False)
+    ] = ""
     """Address of the ps; it stands in the ps's terminal."""
     port: Annotated[int, PORT] = DEFAULT_PORT
     """The one port of the ps."""
-    token: Annotated[str, Parameter(env_var="MINGA_TOKEN")] = field(default="", repr=False)
+    token: Annotated[str, Parameter(env_var="MINGA_TOKEN", show_default=False)] = field(
+        default="", repr=False
+    )
     """The ps's join token; as a flag, this PC's users can see it."""
     rank: Annotated[
         int | None,
         Parameter(env_var=("MINGA_RANK", "RANK", "WORKER_RANK"), validator=Number(gte=1)),
     ] = None
     """1, 2, 3 ...; none takes the lowest free one."""
-    name: Annotated[str | None, Parameter(env_var="MINGA_NAME")] = None
+    name: Annotated[str | None, optional("MINGA_NAME")] = None
     """Name in tables and statistics; none takes the PC's."""
-    device: Annotated[str | None, Parameter(env_var="MINGA_DEVICE")] = None
+    device: Annotated[str | None, optional("MINGA_DEVICE")] = None
     """cpu, cuda, cuda:1, mps; none takes the best one there is."""
-    data: Annotated[str | None, Parameter(env_var=("MINGA_DATA_PATH", "DATASET_URL"))] = None
+    data: Annotated[str | None, optional("MINGA_DATA_PATH", "DATASET_URL")] = None
     """Training data on this PC; none takes the ps's data.path."""
-    val_data: Annotated[
-        str | None, Parameter(env_var=("MINGA_DATA_VAL_PATH", "VAL_DATASET_URL"))
-    ] = None
+    val_data: Annotated[str | None, optional("MINGA_DATA_VAL_PATH", "VAL_DATASET_URL")] = None
     """Validation data on this PC; none takes the ps's data.val_path."""
     data_format: Annotated[DataFormat | None, Parameter(env_var="MINGA_DATA_FORMAT")] = None
     """Layout of the data on this PC; none takes the ps's data.format."""

@@ -1,0 +1,31 @@
+"""The commands, each with its name and place; what they do is imported when they run."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from minga import __version__
+from minga.cli import checkpoints, config, data, roles
+
+
+def build_app() -> App:
+    """Return the command line; errors and Ctrl-C leave it as exceptions."""
+    app = App(
+        name="minga",
+        help="Asynchronous training of image classifiers on the PCs of a LAN.",
+        help_epilogue="Exit status: 0 ok, 1 run failed, 2 usage, 3 unreachable, 4 data, "
+        "5 refused, 130 Ctrl-C.",
+        version=__version__,
+        result_action="return_value",
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    app.command(roles.demo, sort_key=1)
+    app.command(roles.ps, sort_key=2)
+    app.command(roles.worker, sort_key=3)
+    app.command(data.app)
+    app.command(checkpoints.evaluate, name="eval", sort_key=5)
+    app.command(checkpoints.export, sort_key=6)
+    app.command(config.app)
+    return app

@@ -1,0 +1,64 @@
+"""The one place where errors become words and an exit status."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import CoercionError, CycloptsError, ValidationError
+
+from minga.cli.app import build_app
+from minga.console import show_error, talk
+from minga.environment import drop_empty
+from minga.errors import Hint, MingaError, RunFailed, UsageError
+
+_INTERRUPTED = 130
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run the command of ``argv`` (None: of this process) and return the exit status."""
+    drop_empty(os.environ)
+    try:
+        status = build_app()(argv)
+    except CycloptsError as error:
+        return _fail(_as_usage_error(error))
+    except MingaError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:
+        return _fail(_as_crash(error))
+    return status if isinstance(status, int) else 0
+
+
+def _fail(error: MingaError) -> int:
+    show_error(error)
+    return error.exit_status
+
+
+def _as_usage_error(error: CycloptsError) -> UsageError:
+    wrong_value = isinstance(error, CoercionError | ValidationError)
+    command = " ".join(("minga", *(error.command_chain or ())))
+    return UsageError(
+        str(error),
+        code="config-value" if wrong_value else "usage",
+        hints=(Hint("what is there?", f"{command} --help"),),
+    )
+
+
+def _as_crash(error: Exception) -> RunFailed:
+    """Write the traceback to a file of the state folder and return a sentence that names it."""
+    folder = Path(os.environ.get("MINGA_STATE", ".minga"))
+    log = folder / time.strftime("crash-%Y%m%d-%H%M%S.log")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        talk().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+        log = Path("above")
+    return RunFailed(
+        f"{type(error).__name__}: {error} (a bug in minga; traceback: {log})", code="crash"
+    )

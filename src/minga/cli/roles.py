@@ -1,0 +1,108 @@
+"""``minga ps``, ``minga worker``, ``minga demo``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from minga.cli.settings_flags import (
+    DEFAULT_CONFIG,
+    ConfigPath,
+    SettingsFlags,
+    config_file,
+    given_flags,
+)
+from minga.config_sources import resolve_settings
+from minga.environment import check_variables, webdataset_wanted
+from minga.errors import Hint, UsageError
+from minga.options import DemoOptions, PsOptions, WorkerOptions, optional
+
+_PS = PsOptions()
+_WORKER = WorkerOptions()
+_DEMO = DemoOptions()
+
+
+def ps(
+    *,
+    options: PsOptions = _PS,
+    config: ConfigPath = DEFAULT_CONFIG,
+    settings: SettingsFlags = None,
+) -> int:
+    """Start the parameter server: it owns the weights; workers come and go.
+
+    Args:
+        options: what this process is told.
+        config: YAML file of settings, or none; the default may be missing.
+        settings: how the run trains.
+    """
+    resolved = resolve_settings(config_file(config), given_flags(settings), os.environ)
+    from minga.ps.run import run_ps
+
+    return run_ps(resolved, options)
+
+
+def worker(
+    *,
+    options: WorkerOptions = _WORKER,
+    token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None,
+) -> int:
+    """Start a worker: it trains on this PC's data for the ps at ADDRESS.
+
+    Args:
+        options: what this process is told; the rest comes from the ps.
+        token_file: File with the ps's join token, instead of the token itself.
+    """
+    check_variables(os.environ)
+    options = _complete(options, token_file)
+    from minga.worker.run import run_worker
+
+    return run_worker(options)
+
+
+def demo(*, options: DemoOptions = _DEMO) -> int:
+    """Train on this PC alone: a ps and workers, real digits, under a minute."""
+    check_variables(os.environ)
+    from minga.demo import run_demo
+
+    return run_demo(options)
+
+
+def _complete(options: WorkerOptions, token_file: Path | None) -> WorkerOptions:
+    """Return the options with token and data format settled; raise UsageError if one is missing."""
+    if not options.address:
+        raise UsageError(
+            "no address of a ps",
+            code="worker-needs-address",
+            hints=(
+                Hint("where is it?", "it stands in the ps's terminal, beside `address`"),
+                Hint("then", "MASTER_ADDR=192.168.1.100 ./start_worker.sh"),
+            ),
+        )
+    if options.token and token_file:
+        raise _token_error("both a token and a token file are given; which one counts?")
+    token = _read_token(token_file) if token_file else options.token
+    if not token:
+        raise _token_error("no join token")
+    if options.data_format is None and webdataset_wanted(os.environ):
+        options = replace(options, data_format="webdataset")
+    return replace(options, token=token)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _token_error(f"cannot read the token file {path}: {error}") from error
+
+
+def _token_error(what: str) -> UsageError:
+    return UsageError(
+        what,
+        code="worker-needs-token",
+        hints=(
+            Hint("where is it?", "it stands in the ps's terminal, after MINGA_TOKEN="),
+            Hint("then", "MINGA_TOKEN=... ./start_worker.sh"),
+        ),
+    )
