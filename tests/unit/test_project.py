@@ -1,0 +1,234 @@
+"""The files around the package: pins, make verbs, start scripts, CI, the settings' page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from minga.config_fields import NONE, setting_fields
+from minga.environment import known_variables
+from support import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNS = [Requirement(text) for text in PROJECT["dependencies"]]
+CHECKS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+SCRIPTS = ("start_ps.sh", "start_worker.sh")
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def _run(
+    *command: str | Path, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _program(path: Path, *lines: str) -> Path:
+    """Write a small shell program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+# -- pins
+
+
+def test_every_direct_dependency_is_pinned_within_its_range_and_no_other() -> None:
+    pins = _pins()
+    required = {canonicalize_name(r.name): r.specifier for r in (*RUNS, *CHECKS)}
+    assert pins.keys() == required.keys()
+    for name, allowed in required.items():
+        assert pins[name] in allowed, name
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| ([a-z].*?) \| \S.* \|$", page, flags=re.MULTILINE)
+    explained = {name for row in rows if row != "package" for name in row.split(", ")}
+    assert explained == {canonicalize_name(r.name) for r in (*RUNS, *CHECKS)}
+
+
+# -- make
+
+
+@pytest.fixture
+def makefile_copy(tmp_path: Path) -> Path:
+    """A folder with the Makefile and what `setup` depends on, and a python that makes stubs."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    pip = _program(tmp_path / "pip", 'echo "$PIP_CONSTRAINT $*" >> pip.log')
+    _program(
+        tmp_path / "python",
+        '[ "$2" = venv ] || exit 0',
+        f'mkdir -p .venv/bin && cp "{pip}" .venv/bin/pip',
+    )
+    return folder
+
+
+def test_make_alone_lists_every_target(tmp_path: Path) -> None:
+    shown = _run("make", "-f", ROOT / "Makefile", cwd=tmp_path)
+    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert declared
+    assert shown.returncode == 0
+    rows = [row.split(maxsplit=2) for row in shown.stdout.splitlines()]
+    assert {row[1] for row in rows} == set(declared[1].split())
+    assert all(row[0] == "make" and row[2] for row in rows)
+
+
+def test_make_setup_installs_once_with_the_pins_and_again_when_they_change(
+    makefile_copy: Path, tmp_path: Path
+) -> None:
+    log = makefile_copy / "pip.log"
+
+    def setup() -> int:
+        ended = _run("make", "setup", f"PYTHON={tmp_path / 'python'}", cwd=makefile_copy)
+        assert ended.returncode == 0, ended.stderr
+        return len(log.read_text().splitlines())
+
+    assert setup() == 1
+    assert re.match(r"constraints\.txt install .*--editable \.\[dev\]$", log.read_text())
+    assert setup() == 1
+    later_s = (makefile_copy / ".venv" / ".minga-setup").stat().st_mtime + 2
+    os.utime(makefile_copy / "constraints.txt", (later_s, later_s))
+    assert setup() == 2
+
+
+def test_make_setup_says_so_when_python_is_too_old(makefile_copy: Path, tmp_path: Path) -> None:
+    old = _program(tmp_path / "old", '[ "$1" = --version ] && echo "Python 3.9.2"; exit 1')
+    ended = _run("make", "setup", f"PYTHON={old}", cwd=makefile_copy)
+    assert ended.returncode == 2
+    assert "minga needs Python 3.11, 3.12 or 3.13" in ended.stderr
+    assert "is Python 3.9.2" in ended.stderr
+    assert not (makefile_copy / ".venv").exists()
+
+
+# -- start scripts
+
+
+@pytest.fixture
+def start_copy(tmp_path: Path) -> Path:
+    """A folder with both scripts and a minga that prints its arguments, folder and variables."""
+    folder = tmp_path / "a copy"
+    folder.mkdir()
+    for name in SCRIPTS:
+        shutil.copy(ROOT / name, folder)
+    _program(folder / ".venv" / "bin" / "minga", 'echo "$@"', "pwd", "env")
+    _program(tmp_path / "bin" / "make", 'echo "make $*" >> make.log')
+    return folder
+
+
+def _start(folder: Path, script: str, *arguments: str, **env: str) -> tuple[str, str, list[str]]:
+    """Run a script from elsewhere; return minga's arguments, its folder and its environment."""
+    path = f"{folder.parent / 'bin'}:{os.environ['PATH']}"
+    ended = _run(folder / script, *arguments, cwd=Path("/"), env={"PATH": path, **env})
+    assert ended.returncode == 0, ended.stderr
+    words, where, *variables = ended.stdout.splitlines()
+    return words, where, variables
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [("start_ps.sh", "ps"), ("start_worker.sh", "worker")]
+)
+def test_a_start_script_works_from_any_folder_and_passes_its_arguments_on(
+    script: str, command: str, start_copy: Path
+) -> None:
+    words, where, _ = _start(start_copy, script, "--runs", "r")
+    assert words == f"{command} --runs r"
+    assert where == str(start_copy)
+    assert (start_copy / "make.log").read_text() == "make -s setup\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_environment_wins_over_a_start_scripts_own_values(
+    script: str, start_copy: Path
+) -> None:
+    assert "MASTER_PORT=30005" in _start(start_copy, script)[2]
+    assert "MASTER_PORT=1234" in _start(start_copy, script, MASTER_PORT="1234")[2]
+
+
+def test_a_value_edited_into_a_start_script_reaches_minga(start_copy: Path) -> None:
+    script = start_copy / "start_worker.sh"
+    script.write_text(script.read_text().replace("MASTER_ADDR:-}", "MASTER_ADDR:-192.168.1.100}"))
+    assert "MASTER_ADDR=192.168.1.100" in _start(start_copy, script.name)[2]
+
+
+def test_minga_bin_names_another_minga_and_needs_no_setup(start_copy: Path, tmp_path: Path) -> None:
+    other = _program(tmp_path / "other", 'echo "other $1"', "pwd")
+    assert _start(start_copy, "start_ps.sh", MINGA_BIN=str(other))[0] == "other ps"
+    assert not (start_copy / "make.log").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_start_script_is_short_and_exports_what_it_sets_and_minga_reads(
+    script: str, start_copy: Path
+) -> None:
+    text = (ROOT / script).read_text()
+    names = re.findall(r"^([A-Z_]+)=", text, flags=re.MULTILINE)
+    assert len(text.splitlines()) <= 25
+    assert text.startswith("#!/bin/sh\n")
+    assert (ROOT / script).stat().st_mode & stat.S_IXUSR
+    assert set(names) <= known_variables().keys()
+    exported = {variable.partition("=")[0] for variable in _start(start_copy, script)[2]}
+    assert set(names) <= exported
+
+
+# -- CI
+
+
+def test_ci_runs_make_test_from_any_folder(tmp_path: Path) -> None:
+    _program(tmp_path / "bin" / "make", "pwd", 'echo "make $*"')
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    ended = _run(ROOT / ".ci" / "run", cwd=Path("/"), env={"PATH": path})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-2:] == [str(ROOT), "make --no-print-directory test"]
+
+
+def test_ci_fails_when_make_test_fails(tmp_path: Path) -> None:
+    _program(tmp_path / "bin" / "make", "exit 2")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    assert _run(ROOT / ".ci" / "run", cwd=Path("/"), env={"PATH": path}).returncode == 2
+
+
+# -- the settings' page
+
+
+def test_the_settings_page_tells_every_setting_as_the_code_has_it() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for field in setting_fields().values():
+        default = NONE if field.default is None else field.default
+        row = f"| `{field.key}` | `{default}` | {field.allowed} | {field.meaning} |"
+        assert row in page.splitlines()
+
+
+def test_the_settings_page_names_every_variable() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    general = {field.variable for field in setting_fields().values()}
+    named = set(re.findall(r"`([A-Z][A-Z_]*[A-Z])`", page))
+    assert known_variables().keys() - general - named == set()
+    assert {name for name in named if "_" in name} - known_variables().keys() == {
+        "MINGA_SECTION_NAME"
+    }
