@@ -106,15 +106,16 @@ def test_the_seed_decides_the_weights_and_the_global_state_is_untouched() -> Non
     before = torch.random.get_rng_state()
     first, same, other = (build_model("small-cnn", 10, 8, seed=seed) for seed in (1, 1, 2))
 
-    assert torch.equal(first[0].weight, same[0].weight)
-    assert not torch.equal(first[0].weight, other[0].weight)
+    weight = "0.weight"
+    assert torch.equal(first.get_parameter(weight), same.get_parameter(weight))
+    assert not torch.equal(first.get_parameter(weight), other.get_parameter(weight))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_built_model_is_in_training_mode_with_untouched_statistics() -> None:
     model = build_model("small-cnn", 10, 8, seed=0)
     assert model.training
-    assert torch.equal(model[1].running_var, torch.ones(16))
+    assert torch.equal(model.get_buffer("1.running_var"), torch.ones(16))
 
 
 def test_a_flat_stock_model_loads_into_torchvisions_own() -> None:
