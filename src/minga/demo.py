@@ -47,7 +47,12 @@ def run_demo(options: DemoOptions) -> int:
     data = prepare_digits(options.runs.parent / "data" / "digits")
     identity = Identity.load_or_create(folder / "identity")
     port = _free_port()
-    environment = {**os.environ, "MINGA_TOKEN": str(identity.secret)}
+    threads = max(1, (os.cpu_count() or 1) // options.workers)  # processes share this PC
+    environment = {
+        **os.environ,
+        "MINGA_TOKEN": str(identity.secret),
+        "OMP_NUM_THREADS": str(threads),
+    }
     settings = {**_SETTINGS, "data.path": str(data), "train.epochs": str(options.epochs)}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     common = [f"--port={port}", f"--runs={options.runs}"]

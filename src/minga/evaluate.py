@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     for batch, labels in evaluation_batches(
         images.val, lease, seed=settings.train.seed, batch_size=batch_size
     ):
-        right, loss = replica.evaluate(batch, labels)
+        right, loss, _ = replica.evaluate(batch, labels)
         correct, loss_sum = correct + right, loss_sum + loss
     return {
         "checkpoint": str(path),

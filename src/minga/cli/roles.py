@@ -38,6 +38,7 @@ def ps(
         settings: how the run trains.
     """
     resolved = resolve_settings(config_file(config), given_flags(settings), os.environ)
+    _quiet_torch()
     from minga.ps.run import run_ps
 
     return run_ps(resolved, options)
@@ -56,6 +57,7 @@ def worker(
     """
     check_variables(os.environ)
     options = _complete(options, token_file)
+    _quiet_torch()
     from minga.worker.run import run_worker
 
     return run_worker(options)
@@ -67,6 +69,11 @@ def demo(*, options: DemoOptions = _DEMO) -> int:
     from minga.demo import run_demo
 
     return run_demo(options)
+
+
+def _quiet_torch() -> None:
+    """Keep TensorPipe from warning of every connection that ends; read when torch loads."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _complete(options: WorkerOptions, token_file: Path | None) -> WorkerOptions:

@@ -133,15 +133,14 @@ class Accounts:
             case "refused":
                 return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
             case "work":
-                return self._work_of(member, asked["message"])
+                return self._work_of(handle)
             case "result":
                 return self._result(member, asked["message"], str(asked["vector"]))
             case "leave":
                 member.state = LEFT
                 self.events.write("worker_left", worker=member.name, rank=member.rank)
             case "drifted":
-                self.events.write("reference_drifted", worker=member.name, rank=member.rank)
-                return {"verdict": "refused", "reason": "reference drifted", **self.work(member)}
+                return self._refused(handle, "reference drifted", 0, asked["message"])
             case "lost" | "stranger" as kind:
                 self._tell(kind, member, asked)
             case other:
@@ -272,8 +271,10 @@ class Accounts:
         )
         return {"verdict": "refused", "reason": reason, **self.work(member)}
 
-    def _work_of(self, member: Member, message: Message) -> Message:
-        if member.state != TRAINING:
+    def _work_of(self, handle: Handle) -> Message:
+        member = handle.member
+        if not handle.in_use.is_set():
+            handle.in_use.set()
             member.state = TRAINING
             self.events.write(
                 "worker_join",
@@ -283,8 +284,6 @@ class Accounts:
                 device=member.device,
                 generation=member.generation,
             )
-        if message.get("busy"):
-            self.ledger.renew(member.owner, time.monotonic())
         return self.work(member)
 
     def _result(self, member: Member, message: Message, vector: str) -> Message:

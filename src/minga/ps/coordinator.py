@@ -89,6 +89,7 @@ class Coordinator:
             await self._door.close()
             if self._sessions is not None:
                 self._sessions.kill_all()
+                await self._sessions.all_ended(_FAREWELL_S)
         return phase
 
     # -- the run
@@ -138,18 +139,19 @@ class Coordinator:
             member = self._welcome(join)
             await join.send({"welcome": self._terms(member)})
             facts = await self._data_report(join)
-            await self._prepare(facts)
-            handle = await self._session_for(member)
+            sessions = await self._prepare(facts)
+            handle = await sessions.start(member)
             session = {"id": handle.spec.id, "key": handle.spec.key, "port": handle.port}
             here = join.hello.get("loopback") == loopback_id()
             sequence = self._known_sequence(member)
             await join.send({**session, "here": here, "sequence": sequence})
-            await asyncio.wait_for(self._in_use(member), timeout=60.0)
+            await sessions.reached(handle, handle.in_use)
         except MingaError as error:
             self._turned_away(join.host, error.what)
             hints = [[hint.question, hint.command] for hint in error.hints]
+            refused = {"code": error.code, "what": error.what, "hints": hints}
             with contextlib.suppress(OSError):
-                await join.send({"refused": {"code": error.code, "what": error.what, "hints": hints}})
+                await join.send({"refused": refused})
         except (OSError, EOFError, ValueError, KeyError, TypeError, TimeoutError) as error:
             self._turned_away(join.host, f"join failed: {error or type(error).__name__}")
         finally:
@@ -190,10 +192,10 @@ class Coordinator:
             if report := message.get("data"):
                 return DataFacts.from_message(report)
 
-    async def _prepare(self, facts: DataFacts) -> None:
+    async def _prepare(self, facts: DataFacts) -> Sessions:
         """Make the parameters when the first worker has said what the data are."""
         async with self._preparing:
-            if self.accounts is None:
+            if self.accounts is None or self._sessions is None:
                 self.accounts = await asyncio.to_thread(
                     self.state.prepare, facts, max(1, self._world_size - 1)
                 )
@@ -206,6 +208,7 @@ class Coordinator:
                 code="data-differs",
                 hints=(Hint("same folder on every PC?", "minga data verify"),),
             )
+        return self._sessions
 
     def _make_sessions(self, accounts: Accounts) -> Sessions:
         exchange, parameters = self.state.settings.exchange, accounts.parameters
@@ -222,25 +225,6 @@ class Coordinator:
             identity=self._identity,
         )
         return Sessions(template, parameters, accounts.answer, accounts.part_with)
-
-    async def _session_for(self, member: Member) -> Handle:
-        assert self._sessions is not None, "parameters come before sessions"
-        try:
-            return await self._sessions.start(member)
-        except TimeoutError as error:
-            raise Refused(
-                f"the session for {member.name} was not up in time", code="session-late"
-            ) from error
-
-    async def _in_use(self, member: Member) -> None:
-        """Return when the worker has called over its session; else the session is killed."""
-        try:
-            while member.state == "joining":
-                await asyncio.sleep(0.05)
-        except asyncio.CancelledError:
-            for handle in self._handles_of(member.uuid):
-                handle.kill()
-            raise
 
     def _streamed(self, session: str, raw: socket.socket, host: str) -> bool:
         return self._sessions is not None and self._sessions.pass_on(session, raw, host)
@@ -277,10 +261,8 @@ class Coordinator:
 
     async def _say_goodbye(self) -> None:
         """Give the workers time to hear that the run is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_S):
-                while self._sessions is not None and len(self._sessions):
-                    await asyncio.sleep(0.05)
+        if self._sessions is not None:
+            await self._sessions.all_ended(_FAREWELL_S)
 
     def _pending(self) -> list[Handle]:
         return self._sessions.handles() if self._sessions is not None else []

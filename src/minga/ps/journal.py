@@ -23,9 +23,9 @@ class Journal:
     """Appends lines; what is written survives the death of this process."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines = sum(1 for _ in path.open("rb")) if path.exists() else 0
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a+", encoding="utf-8")
+        self._file.seek(0)
+        self.lines = sum(1 for _ in self._file)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one entry."""

@@ -175,4 +175,4 @@ def _new_id(settings: Settings) -> str:
 def _counted(resumed: dict[str, Any]) -> int:
     ledger = resumed["ledger"]
     complete = min((int(epoch) for epoch in ledger["counted"]), default=0)
-    return complete * int(ledger["samples"]) + sum(ledger["counted"].values())
+    return complete * int(ledger["samples"]) + sum(map(int, ledger["counted"].values()))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
-import json
 import os
 import signal
 import socket
@@ -238,7 +237,11 @@ def main(
     _control = control = Control(line)
     session = Session(spec, parameters, control)
     rendezvous = store.SessionStore()
-    rpc.on_refused(lambda name: control.ask("stranger", name=name, peers=json.dumps(_peers())))
+
+    def report(name: str) -> None:
+        control.ask("stranger", name=name, peers=_peers())
+
+    rpc.on_refused(report)
     rpc.start(rpc.PS, rendezvous, handler=session.handle)
     port = rpc.own_port(rendezvous, rpc.PS)
     control.ask("ready", port=port)

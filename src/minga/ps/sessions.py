@@ -47,6 +47,9 @@ class Handle:
         self.pending: Pending | None = None
         self.port = 0
         self.ready = asyncio.Event()
+        """The RPC agent listens."""
+        self.in_use = asyncio.Event()
+        """The worker has called."""
         self.process: ForkServerProcess
         self._line, self._their_line = socket.socketpair()
         self._descriptors, self._their_descriptors = socket.socketpair()
@@ -118,10 +121,6 @@ class Sessions:
         self._handles: dict[str, Handle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._handles)
-
     def handles(self) -> list[Handle]:
         """Return all that live."""
         return list(self._handles.values())
@@ -130,7 +129,7 @@ class Sessions:
         """Start a session for this worker and return when its RPC agent listens.
 
         Raises:
-            TimeoutError: it was not up within 60 s; it is killed.
+            TimeoutError: it was not up within UP_S; it is killed.
         """
         used = {handle.spec.slot for handle in self._handles.values()}
         spec = replace(
@@ -145,13 +144,17 @@ class Sessions:
         task = asyncio.create_task(self._live(handle))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        await self.reached(handle, handle.ready)
+        return handle
+
+    async def reached(self, handle: Handle, point: asyncio.Event) -> None:
+        """Return when a session has come so far; raise TimeoutError and kill it after UP_S."""
         try:
             async with asyncio.timeout(UP_S):
-                await handle.ready.wait()
+                await point.wait()
         except TimeoutError:
             handle.kill()
             raise
-        return handle
 
     def pass_on(self, session: str, raw: socket.socket, host: str) -> bool:
         """Give a connection to its session; False when there is none, or for another host."""
@@ -163,6 +166,11 @@ class Sessions:
         except OSError:
             return False
         return True
+
+    async def all_ended(self, timeout_s: float) -> None:
+        """Return when no session is left, or after ``timeout_s``."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
 
     def kill_all(self) -> None:
         """End every session process now."""

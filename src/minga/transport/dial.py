@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 
 from minga.errors import Hint, MingaError, Refused, Unreachable, UsageError
 from minga.transport import rpc
@@ -93,9 +92,7 @@ class Join:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the stream."""
         self._stream.close()
 
@@ -190,9 +187,7 @@ class Link(AbstractContextManager["Link"]):
         if self._store is not None:
             self._store.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 

@@ -233,7 +233,7 @@ def _holder(port: int) -> str:
 
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port:
                 name = psutil.Process(connection.pid).name() if connection.pid else "another user's"
                 return f" (held by {name}, process {connection.pid or 'unknown'})"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import ssl
@@ -116,4 +117,4 @@ class PortForwarder:
                     close(local)  # torch RPC reports the broken connection to the caller
                     continue
                 self._streams.add(remote)
-                forward(local, remote, lambda ended=remote: self._streams.discard(ended))
+                forward(local, remote, functools.partial(self._streams.discard, remote))

@@ -239,7 +239,7 @@ class Trainer:
         else:
             correct, loss_sum = 0, 0.0
             for images, labels in batches:
-                right, loss = self._judge.evaluate(images, labels)
+                right, loss, _ = self._judge.evaluate(images, labels)
                 correct, loss_sum = correct + right, loss_sum + loss
             message.update(correct=correct, loss_sum=loss_sum)
             self.totals.evaluated += lease.stop - lease.start

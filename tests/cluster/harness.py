@@ -1,0 +1,216 @@
+"""Real ps and worker processes for tests: start, watch by their events, kill, restart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from minga.ps.journal import Audit, audit
+from minga.transport.forwarder import forward
+from minga.transport.identity import Identity
+from minga.transport.stream import close
+
+TIMEOUT_S = 90.0
+_LOOK_S = 0.02
+
+Event = dict[str, Any]
+
+
+def wait_until(true: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return what ``true`` returns, once that is true. What is awaited is in other processes."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := true()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
+        time.sleep(_LOOK_S)
+    return value
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Gate:
+    """A loopback port that leads to another, once it is opened: a worker waits before it."""
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self._target = target
+        self._listener: socket.socket | None = None
+
+    def open(self) -> None:
+        """Let connections through from now on."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        if self._listener is not None:
+            close(self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                visitor, _ = listener.accept()
+                forward(
+                    visitor, socket.create_connection(("127.0.0.1", self._target)), lambda: None
+                )
+
+
+class Cluster:
+    """One ps and its workers on this machine.
+
+    Args:
+        folder: everything that the processes write goes below it.
+        data: the data set's folder.
+        settings: ``section.field`` -> value, on top of a fast set-up for digits.
+    """
+
+    def __init__(self, folder: Path, data: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.port = free_port()
+        self.identity = Identity.load_or_create(folder / "state")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._settings = {
+            "model.name": "small-cnn",
+            "data.path": data,
+            "data.augment": "none",
+            "train.batch_size": 32,
+            "optimizer.lr": 0.1,
+            "optimizer.warmup_epochs": 1,
+            "optimizer.label_smoothing": 0,
+            "exchange.local_steps": 2,
+            **settings,
+        }
+
+    @property
+    def run(self) -> Path:
+        """The folder of the newest run."""
+        return max(each for each in self.runs.iterdir() if each.is_dir())
+
+    def start_ps(self, *flags: str, host: str = "127.0.0.1", world_size: int = 3) -> None:
+        """Start the ps."""
+        settings = [f"--{name}={value}" for name, value in self._settings.items()]
+        self._start(
+            "ps",
+            f"--port={self.port}",
+            f"--host={host}",
+            f"--runs={self.runs}",
+            f"--state={self.folder / 'state'}",
+            f"--world-size={world_size}",
+            "--config=none",
+            *settings,
+            *flags,
+        )
+
+    def start_worker(
+        self, rank: int, *flags: str, name: str | None = None, port: int | None = None
+    ) -> None:
+        """Start a worker under the name ``worker<rank>``."""
+        self._start(
+            "worker",
+            "--address=127.0.0.1",
+            f"--port={port or self.port}",
+            f"--rank={rank}",
+            "--device=cpu",
+            f"--runs={self.folder / 'elsewhere' / 'runs'}",
+            *flags,
+            name=name or f"worker{rank}",
+        )
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process."""
+        self.processes[name].send_signal(number)
+        if number == signal.SIGKILL:
+            self.processes[name].wait()
+
+    def finish(self, name: str, timeout_s: float = TIMEOUT_S) -> int:
+        """Wait for a process to end; return its exit status."""
+        try:
+            return self.processes[name].wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} is still there; it said:\n{self.log(name)}") from None
+
+    def log(self, name: str) -> str:
+        """Return what a process said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def events(self) -> list[Event]:
+        """Return the run's events so far."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            lines = (self.run / "events.jsonl").read_text().splitlines()
+            return [json.loads(line) for line in lines]
+        return []
+
+    def wait_for(self, kind: str, timeout_s: float = TIMEOUT_S, **wanted: Any) -> Event:
+        """Wait for an event of this kind whose fields are as wanted (callables decide)."""
+
+        def fits(event: Event) -> bool:
+            return event["kind"] == kind and all(
+                value(event.get(key)) if callable(value) else event.get(key) == value
+                for key, value in wanted.items()
+            )
+
+        def look() -> Event | None:
+            for name, process in self.processes.items():
+                status = process.poll()
+                assert status in (None, 0, -signal.SIGKILL, 130), (
+                    f"{name} ended with {status}:\n{self.log(name)}"
+                )
+            return next((event for event in self.events() if fits(event)), None)
+
+        return wait_until(look, f"event {kind} {wanted}", timeout_s)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the finished run's summary."""
+        return json.loads((self.run / "summary.json").read_text())
+
+    def journal(self) -> list[str]:
+        """Return the lines of the run's journal."""
+        return (self.run / "journal.jsonl").read_text().splitlines()
+
+    def audit(self, samples: int, epochs: int) -> Audit:
+        """Audit the run's journal."""
+        return audit(self.journal(), seed=0, samples=samples, epochs=epochs)
+
+    def stop_all(self) -> None:
+        """Kill what is left."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _start(self, role: str, *flags: str, name: str | None = None) -> None:
+        name = name or role
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "minga", role, *flags],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**os.environ, "MINGA_TOKEN": str(self.identity.secret)},
+                start_new_session=True,
+            )
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, data: Path, **settings: Any) -> Iterator[Cluster]:
+    """Give a cluster; whatever is left of it is killed. Settings: ``section__field=value``."""
+    made = Cluster(folder, data, {key.replace("__", "."): v for key, v in settings.items()})
+    try:
+        yield made
+    finally:
+        made.stop_all()

@@ -1,0 +1,163 @@
+"""One worker with H=1, kappa=1 and no codec is torch's SGD; the journal is exact under kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cluster.harness import Cluster, Gate, cluster
+from minga import models
+from minga.config import DataConfig
+from minga.data.dataset import open_data
+from minga.data.leases import permutation
+from minga.ps import checkpoint
+from minga.ps.journal import audit
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TRAIN = 1442
+
+
+def torch_sgd(digits: Path, pushes: list[dict], lr: float, decay: float) -> dict[str, torch.Tensor]:
+    """Train with torch.optim.SGD alone on the batches of a journal; return the state dict."""
+    split = open_data(DataConfig(path=str(digits))).train
+    model = models.build_model("small-cnn", 10, 8, seed=0)
+    decayed = [each for each in model.parameters() if each.ndim > 1]
+    plain = [each for each in model.parameters() if each.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": decay}, {"params": plain}],
+        lr=lr,
+        momentum=0.9,
+        nesterov=True,
+    )
+    for push in pushes:
+        ids = np.concatenate(
+            [permutation(0, epoch, TRAIN)[start:stop] for epoch, start, stop, _ in push["spans"]]
+        )
+        images, labels = split.read(ids)
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        inputs = (inputs / 255 - models.PIXEL_MEAN) / models.PIXEL_STD
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), torch.from_numpy(labels)).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference of two state dicts' weights, relative to their norm."""
+    return max(
+        float((one[name] - other[name]).norm() / other[name].norm())
+        for name in other
+        if other[name].ndim > 1
+    )
+
+
+def test_one_worker_without_codec_equals_torch_sgd(tmp_path: Path, digits: Path) -> None:
+    settings = {
+        "train__epochs": 5,
+        "exchange__local_steps": 1,
+        "exchange__codec": "none",
+        "optimizer__schedule": "constant",
+        "optimizer__lr": 0.02,
+        "optimizer__clip_norm": "none",
+        "evaluation__every_epochs": 5,
+    }
+    with cluster(tmp_path, digits, **settings) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1)
+        assert lan.finish("ps") == 0
+        pushes = [json.loads(line) for line in lan.journal()]
+        assert len(pushes) >= 200
+        trained = checkpoint.read(lan.run / "checkpoints" / "last.pth")["model"]
+    expected = torch_sgd(digits, pushes, lr=0.02, decay=5e-4)
+    assert relative_difference(trained, expected) < 1e-5
+    # control: the comparison sees a difference as small as another weight decay
+    assert relative_difference(trained, torch_sgd(digits, pushes, lr=0.02, decay=0.0)) > 1e-4
+
+
+def trained_through_churn(tmp_path: Path, digits: Path, epochs: int) -> Cluster:
+    """Run 3 workers; kill one with -9 in mid-run, start it again, add a fourth at 50 %."""
+    half = epochs * TRAIN // 2
+    with cluster(tmp_path, digits, train__epochs=epochs, evaluation__every_epochs=10) as lan:
+        lan.start_ps(world_size=4)
+        for rank in (1, 2, 3):
+            lan.start_worker(rank)
+        gate = Gate(lan.port)
+        lan.start_worker(4, port=gate.port)  # it waits before the gate, with torch loaded
+        lan.wait_for("push", rank=2, samples_done=lambda done: done > half // 4)
+        lan.kill("worker2")
+        lan.wait_for("worker_lost", rank=2)
+        lan.start_worker(2, name="worker2 again")
+        lan.wait_for("worker_join", rank=2, generation=lambda number: number > 3)
+        lan.wait_for("push", samples_done=lambda done: done > half)
+        gate.open()
+        lan.wait_for("worker_join", rank=4)
+        assert lan.finish("ps", 200) == 0
+        for name in ("worker1", "worker2 again", "worker3", "worker4"):
+            assert lan.finish(name) == 0
+    return lan
+
+
+def test_every_sample_counts_once_though_workers_die_and_join(tmp_path: Path, digits: Path) -> None:
+    epochs = 120
+    lan = trained_through_churn(tmp_path, digits, epochs)
+    found = lan.audit(TRAIN, epochs)
+    assert found.exact, found.problems
+    assert found.samples == epochs * TRAIN == lan.summary()["samples"]
+    workers = {each["rank"]: each for each in lan.summary()["workers"]}
+    assert workers[2]["joins"] == 2
+    assert workers[4]["pushes"] > 0, "the fourth worker took part"
+    assert sum(each["samples"] for each in workers.values()) == epochs * TRAIN
+    assert lan.summary()["best_val_accuracy"] >= 0.97
+
+    lines = lan.journal()
+    doubled = audit([*lines, lines[7]], seed=0, samples=TRAIN, epochs=epochs)
+    assert not doubled.exact and doubled.double > 0
+    lost = audit(lines[:7] + lines[8:], seed=0, samples=TRAIN, epochs=epochs)
+    assert not lost.exact and lost.missing > 0
+
+
+def test_a_stopped_ps_resumes_and_every_sample_still_counts_once(
+    tmp_path: Path, digits: Path
+) -> None:
+    epochs = 60
+    with cluster(tmp_path, digits, train__epochs=epochs, evaluation__every_epochs=20) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1)
+        lan.wait_for("push", samples_done=lambda done: done > epochs * TRAIN // 4)
+        lan.kill("ps", signal.SIGINT)
+        assert lan.finish("ps") == 130
+        assert (lan.run / "checkpoints" / "last.pth").exists()
+        assert "resume" in lan.log("ps")
+        first = lan.run
+        lan.start_ps(world_size=2)  # the worker waited and comes back by itself
+        assert lan.finish("ps", 200) == 0
+        assert lan.run == first
+        assert lan.finish("worker1") == 0
+    found = lan.audit(TRAIN, epochs)
+    assert found.exact, found.problems
+    assert lan.summary()["resumed_from"] > 0
+
+
+def test_a_killed_ps_comes_back_with_its_checkpoint_and_says_what_is_repeated(
+    tmp_path: Path, digits: Path
+) -> None:
+    epochs = 60
+    settings = {"train__epochs": epochs, "checkpoint__every_s": 1, "evaluation__every_epochs": 20}
+    with cluster(tmp_path, digits, **settings) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1)
+        lan.wait_for("checkpoint", samples_done=lambda done: done > epochs * TRAIN // 5)
+        lan.kill("ps")
+        lan.start_ps(world_size=2)
+        assert lan.finish("ps", 200) == 0
+        assert lan.finish("worker1") == 0
+    found = lan.audit(TRAIN, epochs)
+    assert found.exact, found.problems
+    assert found.repeated_pushes == lan.summary()["repeated_pushes"]

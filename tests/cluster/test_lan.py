@@ -1,0 +1,239 @@
+"""Three PCs as network namespaces: the tunnel, and the guide's start scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from support import ROOT
+
+from cluster.harness import wait_until
+from cluster.netns import VirtualPc, virtual_lan
+from minga.data.generated import generate
+from minga.ps.journal import audit
+
+pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
+
+CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 5, 80, 20, 6
+TRAIN = CLASSES * PER_CLASS
+
+TORCHVISION_ONLY = """
+import pathlib, sys
+import torch, torchvision
+from PIL import Image
+root, checkpoint = pathlib.Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=True)
+classes = sorted((root / "wnids.txt").read_text().split())
+model = torchvision.models.resnet18(num_classes=len(classes))
+model.load_state_dict(checkpoint["model"])
+model.eval()
+to_tensor = torchvision.transforms.functional.pil_to_tensor
+right, total = 0, 0
+for line in (root / "val" / "val_annotations.txt").read_text().splitlines():
+    name, wnid = line.split("\\t")[:2]
+    image = to_tensor(Image.open(root / "val" / "images" / name).convert("RGB")).float()
+    with torch.no_grad():
+        output = model(((image / 255 - 0.45) / 0.27).unsqueeze(0))
+    right, total = right + int(output.argmax() == classes.index(wnid)), total + 1
+print(right / total, checkpoint["accuracy"])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small learnable data set in Tiny-ImageNet's layout."""
+    return generate(
+        tmp_path_factory.mktemp("data") / "tiny",
+        classes=CLASSES,
+        train_per_class=PER_CLASS,
+        val_per_class=VAL_PER_CLASS,
+        size=32,
+        difficulty=0.2,
+    )
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[list[VirtualPc]]:
+    """Three PCs, each with a home folder and a copy of the project of its own."""
+    with virtual_lan(tmp_path, 3) as pcs:
+        yield pcs
+
+
+def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
+    """Put the start scripts, a train.yaml and the data into a PC's home; return the folder."""
+    folder = pc.home / "minga"
+    (folder / "data").mkdir(parents=True)
+    for name in ("start_ps.sh", "start_worker.sh"):
+        shutil.copy2(ROOT / name, folder)
+    (folder / "data" / "tiny-imagenet-200").symlink_to(data)
+    settings = {
+        "model": {"name": model, "stem": stem},
+        "train": {"epochs": EPOCHS, "batch_size": 16},
+        "optimizer": {"lr": 0.1},
+        "exchange": {"local_steps": 2},
+        "evaluation": {"every_epochs": EPOCHS // 2},
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def minga_command(folder: Path) -> str:
+    """Return a ``minga`` that runs this checkout, for MINGA_BIN."""
+    script = folder / "minga"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m minga "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+class StartedLan:
+    """A ps on the first PC and a worker on each other, by the start scripts alone."""
+
+    def __init__(self, pcs: list[VirtualPc], data: Path, folder: Path, *, model: str) -> None:
+        self.pcs = pcs
+        self.folders = [project_on(pc, data, model, "stock") for pc in pcs]
+        self.logs = [folder / f"{pc.name}.log" for pc in pcs]
+        self._binary = minga_command(folder)
+        self.processes = [self.start_ps()]
+        printed = wait_until(self._invitation, "the command that starts a worker")
+        for number in (1, 2):
+            self.processes.append(self._start(number, "start_worker.sh", **printed))
+
+    def start_ps(self) -> subprocess.Popen[bytes]:
+        """Start the ps's script, from another folder than the project's."""
+        return self._start(0, "start_ps.sh", WORLD_SIZE="3")
+
+    def run_folder(self) -> Path:
+        """Return the ps's folder of the newest run."""
+        return max((self.folders[0] / "runs").iterdir())
+
+    def finish(self) -> None:
+        """Wait until everybody has ended well."""
+        for process, log in zip(self.processes, self.logs, strict=True):
+            status = process.wait(200)
+            assert status == 0, log.read_text()
+
+    def _start(self, number: int, script: str, **variables: str) -> subprocess.Popen[bytes]:
+        pc = self.pcs[number]
+        command = [str(self.folders[number] / script)]
+        environment = {"MINGA_BIN": self._binary, **variables}
+        return pc.start(command, self.logs[number], pc.home, **environment)
+
+    def _invitation(self) -> dict[str, str] | None:
+        """Return the variables of the printed command."""
+        said = self.logs[0].read_text()
+        assert self.processes_alive(), said
+        found = re.search(r"MASTER_ADDR=(\S+) MINGA_TOKEN=(\S+) ./start_worker.sh", said)
+        if not found or "Parameter Server is running..." not in said:
+            return None
+        return {"MASTER_ADDR": found[1], "MINGA_TOKEN": found[2]}
+
+    def processes_alive(self) -> bool:
+        """Whether nobody has ended with an error."""
+        return all(each.poll() in (None, 0) for each in getattr(self, "processes", []))
+
+
+def test_the_start_scripts_train_a_lan_to_the_end(
+    lan: list[VirtualPc], data: Path, tmp_path: Path
+) -> None:
+    started = StartedLan(lan, data, tmp_path, model="resnet18")
+    ps, one, two = lan
+    wait_until(
+        lambda: ps.peers() and {peer for peer, _ in ps.peers()} == {one.address, two.address},
+        "both workers at the ps",
+    )
+    outside = {port for address, port in ps.listening() if not address.startswith("127.")}
+    assert outside == {30005}
+    for worker in (one, two):
+        assert not {a for a, _ in worker.listening() if not a.startswith("127.")}
+        assert worker.peers() <= {(ps.address, 30005)}, "workers dial one port only"
+    started.finish()
+
+    run = started.run_folder()
+    assert "Worker 1 started..." in started.logs[1].read_text() + started.logs[2].read_text()
+    roles = [
+        re.sub(r"^.*_(ps|worker\d)_.*$", r"\1", file.name)
+        for folder in started.folders
+        for file in (folder / "stats").iterdir()
+    ]
+    assert sorted(roles) == ["ps", "worker1", "worker2"]
+    checkpoints = started.folders[0] / "checkpoints"
+    assert sorted(each.name for each in checkpoints.iterdir()) == ["best.pth", "last.pth"]
+    found = audit(
+        (run / "journal.jsonl").read_text().splitlines(), seed=0, samples=TRAIN, epochs=EPOCHS
+    )
+    assert found.exact, found.problems
+
+    plain = subprocess.run(
+        [sys.executable, "-c", TORCHVISION_ONLY, str(data), str(checkpoints / "best.pth")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    measured, reported = map(float, plain.stdout.split())
+    summary = json.loads((run / "summary.json").read_text())
+    assert measured == reported == summary["best_val_accuracy"]
+    assert measured > 1.5 / CLASSES, "better than chance, or the comparison proves little"
+
+
+def test_ctrl_c_in_the_ps_leaves_a_checkpoint_that_resumes(
+    lan: list[VirtualPc], data: Path, tmp_path: Path
+) -> None:
+    started = StartedLan(lan, data, tmp_path, model="small-cnn")
+    journal = wait_until(
+        lambda: next(started.run_folder().glob("journal.jsonl"), None), "a first push"
+    )
+    wait_until(lambda: len(journal.read_text().splitlines()) > 5, "some pushes")
+    started.processes[0].send_signal(signal.SIGINT)
+    assert started.processes[0].wait(60) == 130
+    assert (started.folders[0] / "checkpoints" / "last.pth").exists()
+    started.processes[0] = started.start_ps()
+    started.finish()
+    summary = json.loads((started.run_folder() / "summary.json").read_text())
+    assert summary["resumed_from"] > 0
+    found = audit(journal.read_text().splitlines(), seed=0, samples=TRAIN, epochs=EPOCHS)
+    assert found.exact, found.problems
+
+
+def test_workers_come_back_when_their_session_is_killed(
+    lan: list[VirtualPc], data: Path, tmp_path: Path
+) -> None:
+    started = StartedLan(lan, data, tmp_path, model="resnet18")
+    ps = psutil.Process(started.processes[0].pid)
+
+    def events(kind: str) -> list[dict]:
+        lines = (started.run_folder() / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+    for kills in range(1, 4):
+        joins = len(wait_until(lambda: events("worker_join"), "a worker"))
+        wait_until(lambda: events("push"), "a push")
+        session = wait_until(lambda: _sessions(ps), "a session process")[0]
+        session.kill()
+        wait_until(lambda n=kills: len(events("worker_lost")) >= n, "the loss to be noticed")
+        wait_until(lambda n=joins: len(events("worker_join")) > n, "the worker to come back")
+    started.finish()
+    lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
+    assert audit(lines, seed=0, samples=TRAIN, epochs=EPOCHS).exact
+
+
+def _sessions(ps: psutil.Process) -> list[psutil.Process]:
+    """Return the ps's session processes: those that listen on its loopback."""
+    found = []
+    for child in ps.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(
+                each.status == psutil.CONN_LISTEN and each.laddr.ip == "127.0.0.1"
+                for each in child.net_connections("tcp")
+            ):
+                found.append(child)
+    return found

@@ -1,0 +1,159 @@
+"""While a run trains, strangers get nothing and disturb nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.harness import Cluster, cluster, wait_until
+from minga.errors import Refused
+from minga.transport.dial import Join
+from minga.transport.identity import Identity, Secret
+from minga.transport.stream import PREAMBLE_BYTES, preamble
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+ATTACK = """
+import os, sys
+from torch.distributed import rpc
+from minga.transport import rpc as ours, store as stores
+from minga.transport.store import SessionStore
+store = SessionStore()
+store.set("names/0", "ps")
+store.set("names/_ALL_WORKER_INFOS", "ps-0,")
+store.set("addrs/ps", f"uv://127.0.0.1:{sys.argv[1]}")
+store.set("rpcIsStaticGroup", "false")
+store.set("RpcGroupManagementToken", "")
+ours.start("intruder", store)
+print("pid", os.getpid())
+try:
+    print("result", rpc.rpc_sync("ps", os.getpid, timeout=10))
+except Exception as error:
+    print("error", str(error).splitlines()[0])
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path, digits: Path) -> Iterator[Cluster]:
+    """A run in full swing: a ps on every address, one worker, far from its end."""
+    with cluster(tmp_path, digits, train__epochs=10_000, evaluation__every_epochs=10_000) as lan:
+        lan.start_ps("--host=none", world_size=2)
+        lan.start_worker(1)
+        lan.wait_for("push")
+        yield lan
+
+
+def listeners(lan: Cluster) -> list[tuple[str, int, int]]:
+    """Return (address, port, pid) of all that the run's processes listen on."""
+    processes = [psutil.Process(each.pid) for each in lan.processes.values()]
+    family = {child.pid for each in processes for child in each.children(recursive=True)}
+    family |= {each.pid for each in processes}
+    return [
+        (each.laddr.ip, each.laddr.port, each.pid)
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.pid in family
+    ]
+
+
+def still_trains(lan: Cluster) -> None:
+    """Assert that pushes go on, without a worker lost."""
+    version = lan.events()[-1].get("version") or 0
+    lan.wait_for("push", version=lambda now: now > version, timeout_s=30)
+    assert lan.processes["ps"].poll() is None
+    assert not [event for event in lan.events() if event["kind"] == "worker_lost"]
+
+
+def test_only_the_one_port_is_open_to_the_lan(training: Cluster) -> None:
+    found = listeners(training)
+    outside = {port for address, port, _ in found if address not in ("127.0.0.1", "::1")}
+    assert outside == {training.port}
+    assert len(found) >= 3, "the agents' loopback listeners are seen too (control)"
+
+
+def test_a_wrong_token_is_refused_by_name(training: Cluster) -> None:
+    right = training.identity.secret
+    wrong = Secret(bytes(len(right.token)), right.pin)
+    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), wrong, {}):
+        pass
+    assert refused.value.code == "token-wrong"
+    training.wait_for("turned_away", reason="wrong token")
+    still_trains(training)
+
+
+def test_a_worker_does_not_talk_to_another_certificate(training: Cluster, tmp_path: Path) -> None:
+    other = Identity.load_or_create(tmp_path / "other").secret
+    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), other, {}):
+        pass
+    assert refused.value.code == "certificate-differs"
+    still_trains(training)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: ps\r\n\r\n".ljust(PREAMBLE_BYTES),
+        os.urandom(1_000_000),
+        preamble(None) + os.urandom(1_000_000),
+        preamble("0123456789abcdef") + os.urandom(1_000_000),
+    ],
+    ids=["http", "a megabyte of noise", "noise for TLS", "noise for a session"],
+)
+def test_garbage_is_turned_away(training: Cluster, sent: bytes) -> None:
+    before = len([event for event in training.events() if event["kind"] == "turned_away"])
+    with socket.create_connection(("127.0.0.1", training.port), timeout=20) as stranger:
+        with contextlib.suppress(OSError):
+            stranger.sendall(sent)
+        with contextlib.suppress(ConnectionError):
+            while stranger.recv(4096):  # at most a TLS alert, then the end
+                pass
+    wait_until(
+        lambda: (
+            len([event for event in training.events() if event["kind"] == "turned_away"]) > before
+        ),
+        "a line about the stranger",
+    )
+    still_trains(training)
+
+
+def test_hundreds_of_silent_visitors_keep_nobody_out(training: Cluster) -> None:
+    address = ("127.0.0.1", training.port)
+    with contextlib.ExitStack() as silent:
+        for number in range(400):
+            visitor = silent.enter_context(socket.create_connection(address, timeout=20))
+            if number % 2:
+                visitor.sendall(preamble(None))  # half of them stop in the middle of TLS
+        training.start_worker(2)
+        training.wait_for("worker_join", rank=2)
+        training.wait_for("push", rank=2)
+    still_trains(training)
+
+
+def test_a_function_off_the_list_is_refused_on_the_session_port_too(training: Cluster) -> None:
+    worker = training.processes["worker1"].pid
+    ports = {
+        port
+        for address, port, pid in listeners(training)
+        if address == "127.0.0.1" and pid != worker
+    }
+    assert len(ports) == 1
+    attack = subprocess.run(
+        [sys.executable, "-c", ATTACK, str(ports.pop())],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "posix.getpid is not allowed" in attack.stdout
+    intruder = attack.stdout.split()[1]
+    refused = training.wait_for("rpc_refused", name="posix.getpid")
+    assert f"process {intruder}" in refused["peers"]
+    still_trains(training)
