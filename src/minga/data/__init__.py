@@ -1,0 +1,1 @@
+"""Images: layouts, leases, loading; digits and generated sets to try things with."""

@@ -1,0 +1,210 @@
+"""Batches for the training loop, read ahead of it by one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from minga.data.augment import Images, draws
+from minga.data.leases import Lease, ids_crc, sample_ids
+from minga.data.split import Split
+from minga.errors import DataError, Hint
+
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Positions of one lease within a batch, with the CRC of the sample ids they stand for."""
+
+    lease: int
+    epoch: int
+    start: int
+    stop: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one local step trains on.
+
+    Args:
+        images: uint8 [B, 3, H, W], contiguous; the trainer normalises on its device.
+        labels: int64 [B].
+        segments: where the samples come from, in order.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    segments: tuple[Segment, ...]
+
+
+class BatchLoader:
+    """Turns leases into full batches; a batch may span leases and epochs.
+
+    One thread reads ahead. What a position looks like depends on seed, epoch and position
+    only (:mod:`minga.data.augment`), not on who reads it or in which batch.
+
+    Args:
+        split: the training set.
+        seed: the run's.
+        batch_size: images per batch.
+        augment: ``crop-flip`` or ``none``.
+        prefetch: batches that may wait to be taken.
+    """
+
+    def __init__(
+        self, split: Split, *, seed: int, batch_size: int, augment: str, prefetch: int = 2
+    ) -> None:
+        self._split = split
+        self._seed = seed
+        self._batch_size = batch_size
+        self._augment = augment != "none"
+        self._prefetch = prefetch
+        self._changed = threading.Condition()
+        self._leases: deque[Lease] = deque()  # what is not read yet
+        self._ready: deque[Batch] = deque()
+        self._pending = 0
+        self._short_wanted = False
+        self._generation = 0
+        self._error: Exception | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="minga-loader", daemon=True)
+        self._thread.start()
+
+    def add(self, lease: Lease) -> None:
+        """Queue a training lease behind those already there."""
+        assert lease.kind == "train" and lease.start < lease.stop, lease
+        with self._changed:
+            self._leases.append(lease)
+            self._pending += lease.stop - lease.start
+            self._changed.notify_all()
+
+    def pending(self) -> int:
+        """Return how many samples were added and not yet delivered."""
+        return self._pending
+
+    def next(self, timeout_s: float) -> Batch | None:
+        """Return the next batch, or None when all leases are used up.
+
+        Only the last batch before None may be short.
+
+        Raises:
+            DataError: the data cannot be read, or not within ``timeout_s``.
+        """
+        with self._changed:
+            if not self._pending:
+                return None
+            self._short_wanted = True
+            self._changed.notify_all()
+            arrived = self._changed.wait_for(lambda: self._ready or self._error, timeout_s)
+            self._short_wanted = False
+            if not arrived:
+                raise DataError(
+                    f"no batch could be read within {timeout_s:g} s",
+                    code="data-slow",
+                    hints=(Hint("is the disk or the network share alive?", "df -h ."),),
+                )
+            if not self._ready:
+                assert self._error
+                raise self._error
+            batch = self._ready.popleft()
+            self._pending -= len(batch.labels)
+            self._changed.notify_all()
+            return batch
+
+    def clear(self) -> None:
+        """Drop all leases, batches and errors: the link was lost, others get the work."""
+        with self._changed:
+            self._generation += 1
+            self._leases.clear()
+            self._ready.clear()
+            self._pending = 0
+            self._error = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread. It is a daemon: a read that hangs does not keep the process."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(_JOIN_S)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._can_read())
+                if self._closed:
+                    return
+                generation, parts = self._generation, self._cut()
+            batch: Batch | None = None
+            error: Exception | None = None
+            try:
+                batch = self._read(parts)
+            except Exception as raised:  # handed to the training loop by next()
+                error = raised
+            with self._changed:
+                if generation == self._generation:
+                    self._error = error
+                    if batch:
+                        self._ready.append(batch)
+                    self._changed.notify_all()
+
+    def _can_read(self) -> bool:
+        if self._error or len(self._ready) >= self._prefetch:
+            return False
+        unread = sum(lease.stop - lease.start for lease in self._leases)
+        if unread >= self._batch_size:
+            return True
+        # More leases may still fill this batch, unless somebody waits for it now.
+        return unread > 0 and self._short_wanted and not self._ready
+
+    def _cut(self) -> list[Lease]:
+        """Take one batch's worth off the leases, as parts of them."""
+        parts: list[Lease] = []
+        want = self._batch_size
+        while want and self._leases:
+            lease = self._leases.popleft()
+            stop = min(lease.stop, lease.start + want)
+            parts.append(replace(lease, stop=stop))
+            if stop < lease.stop:
+                self._leases.appendleft(replace(lease, start=stop))
+            want -= stop - lease.start
+        return parts
+
+    def _read(self, parts: list[Lease]) -> Batch:
+        ids = [sample_ids(part, self._seed, len(self._split)) for part in parts]
+        numbers = None
+        if self._augment:
+            numbers = np.concatenate(
+                [draws(self._seed, part.epoch, part.start, part.stop) for part in parts]
+            )
+        images, labels = self._split.read(np.concatenate(ids), numbers)
+        segments = tuple(
+            Segment(part.id, part.epoch, part.start, part.stop, ids_crc(of_part))
+            for part, of_part in zip(parts, ids, strict=True)
+        )
+        return Batch(_channels_first(images), torch.from_numpy(labels), segments)
+
+
+def evaluation_batches(
+    split: Split, lease: Lease, *, seed: int, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield a lease's images uint8 [B, 3, H, W] and labels int64 [B], without augmentation.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
+    ids = sample_ids(lease, seed, len(split))
+    for start in range(0, len(ids), batch_size):
+        images, labels = split.read(ids[start : start + batch_size])
+        yield _channels_first(images), torch.from_numpy(labels)
+
+
+def _channels_first(images: Images) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
