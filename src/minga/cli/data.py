@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from minga.config import DataConfig, DataFormat
 from minga.console import results
 
 app = App(name="data", help="Prepare, pack and verify training data.", sort_key=4)
@@ -15,6 +17,28 @@ prepare = App(name="prepare", help="Make a data set that needs no download.")
 app.command(prepare)
 
 _Count = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratedOptions:
+    """What generated images are like."""
+
+    classes: Annotated[int, Parameter(validator=Number(gte=2))] = 10
+    """Classes."""
+    train_per_class: _Count = 200
+    """Training images of each class."""
+    val_per_class: _Count = 50
+    """Validation images of each class."""
+    size: Annotated[int, Parameter(validator=Number(gte=8))] = 64
+    """Side in pixels."""
+    difficulty: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.5
+    """0: a child tells the classes apart; 1: hardly anybody."""
+    seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    """Another seed, other images."""
+
+
+_GENERATED = GeneratedOptions()
 
 
 @prepare.command
@@ -29,5 +53,43 @@ def digits(*, out: Path = Path("data/digits")) -> None:
     _tell(prepare_digits(out))
 
 
-def _tell(path: Path) -> None:
-    results().print(str(path), markup=False, soft_wrap=True)
+@prepare.command
+def generated(
+    *, out: Path = Path("data/generated"), options: GeneratedOptions = _GENERATED
+) -> None:
+    """Write made-up images as image folders: any size, the same on every PC.
+
+    Args:
+        out: The folder to write.
+        options: what they are like.
+    """
+    from minga.data.generated import generate
+
+    generate(out, **asdict(options))
+    _tell(out)
+
+
+@app.command
+def verify(
+    path: str = DataConfig().path,
+    /,
+    *,
+    val_path: str | None = None,
+    format: DataFormat = "auto",
+) -> None:
+    """Open data as a worker would, and tell what the ps compares between PCs.
+
+    Args:
+        path: The data.
+        val_path: The validation data, if they are elsewhere.
+        format: Their layout; auto looks.
+    """
+    from minga.data.dataset import open_data
+
+    data = open_data(DataConfig(path=path, val_path=val_path, format=format))
+    for name, value in data.fingerprint().items():
+        _tell(f"{name:16} {value}")
+
+
+def _tell(text: object) -> None:
+    results().print(str(text), markup=False, soft_wrap=True)
