@@ -79,7 +79,8 @@ class BatchLoader:
 
     def add(self, lease: Lease) -> None:
         """Queue a training lease behind those already there."""
-        assert lease.kind == "train" and lease.start < lease.stop, lease
+        assert lease.kind == "train", lease
+        assert lease.start < lease.stop, lease
         with self._changed:
             self._leases.append(lease)
             self._pending += lease.stop - lease.start

@@ -1,0 +1,75 @@
+"""Opening a data set: which layout it has, its classes, its two halves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from minga.config import DataConfig
+from minga.data.folders import FileSource, open_folders
+from minga.data.shards import are_shards, open_shards
+from minga.data.split import Split, natural_size
+from minga.errors import DataError, Hint
+
+_REMOTE = re.compile(r"(gs|s3|https?)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageData:
+    """A data set, ready to be read.
+
+    Args:
+        classes: names; the position is the label.
+        train, val: the halves; one that was not asked for has no samples.
+        image_size: side in pixels of what both give.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    image_size: int
+
+    @property
+    def class_hash(self) -> str:
+        """SHA-256 of the class names, one a line: the same on every PC, or labels differ."""
+        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the ps compares between workers (plain types)."""
+        return {
+            "train": len(self.train),
+            "val": len(self.val),
+            "classes": len(self.classes),
+            "class_hash": self.class_hash,
+        }
+
+
+def open_data(config: DataConfig, *, needs: tuple[str, ...] = ("train", "val")) -> ImageData:
+    """Find a data set's samples and classes; no image but the first is read.
+
+    Args:
+        config: where it is; ``format`` ``auto`` looks for shards, else takes folders.
+        needs: the halves that must be there.
+
+    Raises:
+        DataError: the data are missing (``data-not-found``, ``data-no-validation``,
+            ``data-empty``), damaged (``data-corrupt``), contradict themselves
+            (``data-classes-differ``) or are not local (``data-remote-unsupported``).
+    """
+    for path in (config.path, config.val_path):
+        if path and _REMOTE.match(path):
+            raise DataError(
+                f"{path} is remote: reading from object stores and the web comes in a later "
+                "version of minga",
+                code="data-remote-unsupported",
+                hints=(Hint("is there a copy on this PC?", "minga worker --data FOLDER"),),
+            )
+    if config.format == "webdataset" or (config.format == "auto" and are_shards(config)):
+        classes, found = open_shards(config, needs)
+    else:
+        classes, found = open_folders(config, needs)
+    train, val = (found.get(half, FileSource([])) for half in ("train", "val"))
+    size = config.image_size or natural_size(found[needs[0]])
+    return ImageData(classes, Split(train, size), Split(val, size), size)

@@ -1,0 +1,223 @@
+"""WebDataset shards on this PC: plain tar files of samples, read at random.
+
+A sample is the members that share a name up to the first dot: an image and ``cls``, the class
+index as text. A ``manifest.json`` beside the shards, where there is one, says how many bytes
+and samples each has, and names the classes. Nothing here looks at ``RANK`` or ``WORLD_SIZE``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from glob import glob
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+
+from minga.config import DataConfig
+from minga.data.folders import EXTENSIONS, empty, no_validation, not_found
+from minga.data.split import Labels, Source
+from minga.errors import DataError, Hint
+
+MANIFEST = "manifest.json"
+_PATTERN = frozenset("{*?[")
+_ZERO_BLOCK = bytes(tarfile.BLOCKSIZE)
+
+
+class _Sample(NamedTuple):
+    name: str
+    offset: int
+    size: int
+    label: int
+
+
+class ShardSource:
+    """Samples of several shards, shard by shard, in the order they stand in them.
+
+    Args:
+        shards: each shard's path and its samples.
+    """
+
+    def __init__(self, shards: Iterable[tuple[Path, list[_Sample]]]) -> None:
+        self._paths: list[Path] = []
+        self._names: list[str] = []
+        tables = []
+        for number, (path, samples) in enumerate(shards):
+            self._paths.append(path)
+            self._names += [each.name for each in samples]
+            tables.append([(number, each.offset, each.size, each.label) for each in samples])
+        columns = np.concatenate([np.array(table, np.int64).reshape(-1, 4) for table in tables]).T
+        self._shard, self._offset, self._size, labels = columns
+        self.labels: Labels = labels
+
+    def name(self, index: int) -> str:
+        """Return the shard's path and the member's name."""
+        return f"{self._paths[self._shard[index]]}/{self._names[index]}"
+
+    def encoded(self, index: int) -> bytes:
+        """Return the image member's bytes. Raises OSError."""
+        with self._paths[self._shard[index]].open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), self._size[index], self._offset[index])
+
+
+def are_shards(config: DataConfig) -> bool:
+    """Return whether a path names shards: a pattern, a tar file, or a folder with some."""
+    path = Path(config.path)
+    if not path.exists():
+        return bool(_PATTERN & set(config.path))
+    return path.suffix == ".tar" or any(
+        next(folder.glob("*.tar"), None) is not None for folder in (path, path / "train")
+    )
+
+
+def open_shards(
+    config: DataConfig, needs: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Return the class names and the halves that are needed; walks through every shard.
+
+    Raises:
+        DataError: see :func:`minga.data.dataset.open_data`.
+    """
+    opened = {half: _open_half(config, half) for half in needs}
+    found: dict[str, Source] = {half: source for half, (_, source) in opened.items()}
+    named = [classes for classes, _ in opened.values() if classes]
+    if any(classes != named[0] for classes in named):
+        raise DataError(
+            f"the validation shards of {config.path} name other classes than the training shards",
+            code="data-classes-differ",
+            hints=(Hint("were they packed together?", "minga data verify"),),
+        )
+    count = len(named[0]) if named else int(found[needs[0]].labels.max()) + 1
+    for source in found.values():
+        outside = (source.labels < 0) | (source.labels >= count)
+        if outside.any():
+            index = int(outside.argmax())
+            raise _damaged(source.name(index), f"class {source.labels[index]} of {count} classes")
+    return tuple(named[0]) if named else tuple(map(str, range(count))), found
+
+
+def _open_half(config: DataConfig, half: str) -> tuple[list[str], ShardSource]:
+    """Return what class names there are, perhaps none, and the samples, at least one."""
+    where = _where(config, half)
+    paths = _paths(where)
+    folder = paths[0].parent
+    manifest = _manifest(folder)
+    promises = manifest.get("shards", {})
+    if Path(where).is_dir() and (missing := promises.keys() - {path.name for path in paths}):
+        raise _shard_not_found(folder / min(missing))
+    source = ShardSource((path, _samples(path, promises.get(path.name))) for path in paths)
+    if not len(source.labels):
+        raise empty(folder)
+    return manifest.get("classes") or _listed_classes(folder), source
+
+
+def _where(config: DataConfig, half: str) -> str:
+    """Return the folder or pattern of one half."""
+    named = config.val_path if half == "val" and config.val_path else config.path
+    inner = Path(named) / half
+    if inner.is_dir():
+        return str(inner)
+    if half == "val" and not config.val_path:
+        raise no_validation(Path(config.path))
+    return named
+
+
+def _paths(where: str) -> list[Path]:
+    """Return the shards of a folder, or of a brace or glob pattern, at least one."""
+    if Path(where).is_dir():
+        paths = sorted(Path(where).glob("*.tar"))
+    else:
+        paths = [
+            Path(path)
+            for each in braceexpand(where)
+            for path in (sorted(glob(each)) if _PATTERN & set(each) else [each])
+        ]
+    if not paths:
+        raise empty(Path(where))
+    for path in paths:
+        if not path.is_file():
+            raise _shard_not_found(path) if path.suffix == ".tar" else not_found(path)
+    return paths
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest beside the shards, its shards by name; empty if there is none."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+        shards = {shard["name"]: shard for shard in content["shards"]}
+        return {"classes": [str(name) for name in content["classes"]], "shards": shards}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, f"not a manifest of shards ({error})") from error
+
+
+def _listed_classes(folder: Path) -> list[str]:
+    """Return the lines of ``classes.txt``, beside the shards or one level up."""
+    for file in (folder / "classes.txt", folder.parent / "classes.txt"):
+        if file.is_file():
+            return file.read_text().splitlines()
+    return []
+
+
+def _samples(path: Path, promised: dict[str, Any] | None) -> list[_Sample]:
+    """Return a shard's samples after checking that all of it is there."""
+    size_bytes = path.stat().st_size
+    if promised and size_bytes != promised["bytes"]:
+        raise _damaged(path, f"{size_bytes} bytes, not {promised['bytes']} as in {MANIFEST}")
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            members = _members(tar)
+            # tarfile takes a damaged header, or the end of a cut file, for the end mark
+            if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != _ZERO_BLOCK:
+                raise _damaged(path, f"no end mark at byte {tar.offset}")
+            samples = [_sample(path, key, fields, file) for key, fields in members.items()]
+    except (tarfile.TarError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if promised and len(samples) != promised["samples"]:
+        raise _damaged(path, f"{len(samples)} samples, not {promised['samples']} as in {MANIFEST}")
+    return samples
+
+
+def _members(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Return the files of a tar by key and extension; names that begin with a dot are none."""
+    members: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        key, _, extension = name.partition(".")
+        if member.isfile() and key:
+            members.setdefault(f"{folder}/{key}", {})[f".{extension.lower()}"] = member
+    return members
+
+
+def _sample(path: Path, key: str, fields: dict[str, tarfile.TarInfo], file: BinaryIO) -> _Sample:
+    image = next((fields[each] for each in EXTENSIONS if each in fields), None)
+    label = fields.get(".cls")
+    if image is None or label is None:
+        raise _damaged(path, f"sample {key} has {' '.join(fields)}, not an image and .cls")
+    text = os.pread(file.fileno(), label.size, label.offset_data)
+    try:
+        return _Sample(image.name, image.offset_data, image.size, int(text))
+    except ValueError:
+        raise _damaged(path, f"class {text[:20]!r} of sample {key} is not a number") from None
+
+
+def _shard_not_found(path: Path) -> DataError:
+    return DataError(
+        f"Shard not found: {path}",
+        code="data-not-found",
+        hints=(Hint("what is there?", f"ls -la {path.parent}"),),
+    )
+
+
+def _damaged(what: Path | str, why: str) -> DataError:
+    return DataError(
+        f"{what} is damaged: {why}",
+        code="data-corrupt",
+        hints=(Hint("was the copy cut short? deploy the data again", "make deploy"),),
+    )
