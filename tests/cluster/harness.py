@@ -84,6 +84,8 @@ class Cluster:
         self.port = free_port()
         self.identity = Identity.load_or_create(folder / "state")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._read: tuple[Path | None, int] = (None, 0)
+        self._events: list[Event] = []
         self._settings = {
             "model.name": "small-cnn",
             "data.path": data,
@@ -149,11 +151,21 @@ class Cluster:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def events(self) -> list[Event]:
-        """Return the run's events so far."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            lines = (self.run / "events.jsonl").read_text().splitlines()
-            return [json.loads(line) for line in lines]
-        return []
+        """Return the run's events so far (each is read once)."""
+        try:
+            path = self.run / "events.jsonl"
+            content = path.open("rb")
+        except (FileNotFoundError, ValueError):  # there is no run yet
+            return []
+        if path != self._read[0]:
+            self._read, self._events = (path, 0), []
+        with content:
+            content.seek(self._read[1])
+            lines = content.read()
+        whole = lines.rfind(b"\n") + 1
+        self._read = (path, self._read[1] + whole)
+        self._events += [json.loads(line) for line in lines[:whole].splitlines()]
+        return self._events
 
     def wait_for(self, kind: str, timeout_s: float = TIMEOUT_S, **wanted: Any) -> Event:
         """Wait for an event of this kind whose fields are as wanted (callables decide)."""

@@ -24,20 +24,26 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 ATTACK = """
 import os, sys
 from torch.distributed import rpc
-from minga.transport import rpc as ours, store as stores
+from torch.distributed.rpc import backend_registry
+from minga.transport import rpc as ours
 from minga.transport.store import SessionStore
 store = SessionStore()
-store.set("names/0", "ps")
-store.set("names/_ALL_WORKER_INFOS", "ps-0,")
-store.set("addrs/ps", f"uv://127.0.0.1:{sys.argv[1]}")
-store.set("rpcIsStaticGroup", "false")
-store.set("RpcGroupManagementToken", "")
+for key, value in {
+    "names/0": "ps",
+    "names/_ALL_WORKER_INFOS": "ps-0,",
+    "addrs/ps": f"uv://127.0.0.1:{sys.argv[1]}",
+    "rpcIsStaticGroup": "false",
+}.items():
+    store.set(key, value)
+backend_registry._set_devices_and_reverse_device_map = lambda agent: None  # no join: just call
 ours.start("intruder", store)
-print("pid", os.getpid())
-try:
-    print("result", rpc.rpc_sync("ps", os.getpid, timeout=10))
-except Exception as error:
-    print("error", str(error).splitlines()[0])
+print(os.getpid())
+for function, arguments in ((os.getpid, ()), (ours._handle, ('{"do": "weights"}', ()))):
+    try:
+        print("result", rpc.rpc_sync("ps", function, args=arguments, timeout=10))
+    except Exception as error:
+        print("error", " ".join(str(error).split()))
+sys.stdout.flush()
 os._exit(0)
 """
 
@@ -46,7 +52,7 @@ os._exit(0)
 def training(tmp_path: Path, digits: Path) -> Iterator[Cluster]:
     """A run in full swing: a ps on every address, one worker, far from its end."""
     with cluster(tmp_path, digits, train__epochs=10_000, evaluation__every_epochs=10_000) as lan:
-        lan.start_ps("--host=none", world_size=2)
+        lan.start_ps(host="none", world_size=2)
         lan.start_worker(1)
         lan.wait_for("push")
         yield lan
@@ -152,8 +158,10 @@ def test_a_function_off_the_list_is_refused_on_the_session_port_too(training: Cl
         timeout=60,
         check=True,
     )
+    assert "result" not in attack.stdout
     assert "posix.getpid is not allowed" in attack.stdout
-    intruder = attack.stdout.split()[1]
+    assert "without this session's key" in attack.stdout, "what is on the list needs the key"
+    intruder = attack.stdout.split()[0]
     refused = training.wait_for("rpc_refused", name="posix.getpid")
     assert f"process {intruder}" in refused["peers"]
     still_trains(training)

@@ -178,6 +178,7 @@ def test_a_forwarder_carries_both_directions_at_once_through_tls(identity: Ident
     near.close()
     assert far.recv(1) == b"", "one end closed: the other hears of it"
     assert ended.acquire(timeout=5) and ended.acquire(timeout=5)
+    far.close()
 
 
 def test_a_port_forwarder_opens_a_stream_per_connection_and_frees_its_port() -> None:
@@ -198,7 +199,8 @@ def test_a_port_forwarder_opens_a_stream_per_connection_and_frees_its_port() -> 
         first.sendall(b"hello")
         with socket.create_connection(("127.0.0.1", port)) as second:
             second.sendall(b"again")
-            assert opened.get(timeout=5).recv(5) == b"hello"
-            assert opened.get(timeout=5).recv(5) == b"again"
+            for sent in (b"hello", b"again"):
+                with opened.get(timeout=5) as end:
+                    assert end.recv(5) == sent
     forwarder.close()
     PortForwarder(port, open_stream).close()

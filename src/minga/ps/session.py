@@ -83,7 +83,14 @@ class Session:
         self._one_call = threading.Lock()
 
     def handle(self, message: Message, tensors: rpc.Tensors) -> tuple[Message, rpc.Tensors]:
-        """Answer one call; runs on an RPC thread."""
+        """Answer one call; runs on an RPC thread.
+
+        Raises:
+            PermissionError: the call lacks the session's key: somebody else on this PC's
+                loopback made it.
+        """
+        if not hmac.compare_digest(str(message.pop("key", "")), self._spec.key):
+            raise PermissionError("a call without this session's key")
         with self._one_call:
             match message["do"]:
                 case "push":

@@ -175,7 +175,8 @@ class Link(AbstractContextManager["Link"]):
     ) -> tuple[Message, rpc.Tensors]:
         """Call the session. Raises ConnectionError when the link is broken or too slow."""
         try:
-            return rpc.call(message, tensors, timeout_s, self._lost)
+            signed = {**message, "key": self._session["key"]}
+            return rpc.call(signed, tensors, timeout_s, self._lost)
         except RuntimeError as error:
             raise ConnectionError(str(error).splitlines()[0]) from error
 

@@ -45,6 +45,7 @@ _ALLOWED = {
     ("builtins", "RuntimeError"),
     ("builtins", "ValueError"),
     ("builtins", "ConnectionError"),
+    ("builtins", "PermissionError"),
 }
 
 _store: dist.Store | None = None
