@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from minga.errors import Hint, UsageError
+
 _SEED = 0
+_IMAGES = 1797
 _VAL_IMAGES = 355
 
 
@@ -16,11 +19,19 @@ def prepare_digits(folder: Path) -> Path:
     """Write 1797 real 8x8 grey images to ``folder/{train,val}/<digit>/``; return the folder.
 
     1442 to train on and 355 to validate on, the same on every PC, each digit in the same
-    share. A folder that is there already is left as it is: it only ever gets its name when
-    it is complete.
+    share. A complete folder is left as it is.
+
+    Raises:
+        UsageError: the folder is there with something else in it.
     """
-    if folder.is_dir():
+    if sum(1 for _ in folder.glob("*/*/*.png")) == _IMAGES:
         return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} is there already, with other data than the digits",
+            code="folder-in-use",
+            hints=(Hint("name another folder, or remove this one", f"ls -la {folder}"),),
+        )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

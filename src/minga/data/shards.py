@@ -7,6 +7,7 @@ and samples each has, and names the classes. Nothing here looks at ``RANK`` or `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
@@ -16,16 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from braceexpand import braceexpand
 
 from minga.config import DataConfig
 from minga.data.folders import EXTENSIONS, empty, no_validation, not_found
-from minga.data.split import Labels, Source
+from minga.data.split import Labels, Source, Split
 from minga.errors import DataError, Hint
 
 MANIFEST = "manifest.json"
 _PATTERN = frozenset("{*?[")
 _ZERO_BLOCK = bytes(tarfile.BLOCKSIZE)
+_SHUFFLE_SEED = 0
 
 
 class _Sample(NamedTuple):
@@ -102,17 +105,72 @@ def open_shards(
 
 def _open_half(config: DataConfig, half: str) -> tuple[list[str], ShardSource]:
     """Return what class names there are, perhaps none, and the samples, at least one."""
-    where = _where(config, half)
-    paths = _paths(where)
+    paths = _paths(_where(config, half))
     folder = paths[0].parent
     manifest = _manifest(folder)
     promises = manifest.get("shards", {})
-    if Path(where).is_dir() and (missing := promises.keys() - {path.name for path in paths}):
-        raise _shard_not_found(folder / min(missing))
     source = ShardSource((path, _samples(path, promises.get(path.name))) for path in paths)
     if not len(source.labels):
         raise empty(folder)
     return manifest.get("classes") or _listed_classes(folder), source
+
+
+def write_shards(
+    split: Split, folder: Path, *, prefix: str, classes: tuple[str, ...], per_shard: int = 1000
+) -> list[Path]:
+    """Write a split's images, as they are encoded, as shards; return their paths.
+
+    The samples are shuffled once, by a fixed seed. Writing again gives the same bytes. No
+    shard has its name before all are complete, and the manifest comes last.
+
+    Args:
+        split: what to write.
+        folder: where to; give each split its own.
+        prefix: shards are called ``<prefix>-000000.tar`` and so on.
+        classes: names, for the manifest.
+        per_shard: samples in each shard but the last.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(split))
+    entries = []
+    for number, start in enumerate(range(0, len(order), per_shard)):
+        name = f"{prefix}-{number:06d}.tar"
+        indices = order[start : start + per_shard]
+        entries.append(_write_shard(folder / f"{name}.part", name, split, indices))
+    paths = [folder / str(entry["name"]) for entry in entries]
+    for path in paths:
+        path.with_name(f"{path.name}.part").replace(path)
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps({"shards": entries, "classes": list(classes)}, indent=1) + "\n")
+    part.replace(folder / MANIFEST)
+    return paths
+
+
+def _write_shard(
+    part: Path, name: str, split: Split, indices: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Write one shard; return its entry in the manifest."""
+    from webdataset import TarWriter  # imports torch
+
+    source = split.source
+    # a time stamp would make each writing differ, and with fractions also half as long again
+    with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for index in indices:
+            image = source.name(index)
+            extension = Path(image).suffix.lower().removeprefix(".")
+            try:
+                encoded = source.encoded(index)
+            except OSError as error:
+                raise _damaged(image, str(error)) from error
+            label = str(source.labels[index]).encode()
+            tar.write({"__key__": f"{index:08d}", extension: encoded, "cls": label})
+    with part.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+        size_bytes = written.tell()
+    return {"name": name, "bytes": size_bytes, "samples": len(indices), "sha256": digest}
 
 
 def _where(config: DataConfig, half: str) -> str:
@@ -128,8 +186,10 @@ def _where(config: DataConfig, half: str) -> str:
 
 def _paths(where: str) -> list[Path]:
     """Return the shards of a folder, or of a brace or glob pattern, at least one."""
-    if Path(where).is_dir():
-        paths = sorted(Path(where).glob("*.tar"))
+    folder = Path(where)
+    if folder.is_dir():
+        listed = _manifest(folder).get("shards", {})
+        paths = sorted(folder / name for name in listed) or sorted(folder.glob("*.tar"))
     else:
         paths = [
             Path(path)
@@ -137,7 +197,7 @@ def _paths(where: str) -> list[Path]:
             for path in (sorted(glob(each)) if _PATTERN & set(each) else [each])
         ]
     if not paths:
-        raise empty(Path(where))
+        raise empty(folder)
     for path in paths:
         if not path.is_file():
             raise _shard_not_found(path) if path.suffix == ".tar" else not_found(path)
