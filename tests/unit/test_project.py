@@ -20,7 +20,9 @@ from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNS = [Requirement(text) for text in PROJECT["dependencies"]]
-CHECKS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = [
+    Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra
+]
 SCRIPTS = ("start_ps.sh", "start_worker.sh")
 
 
@@ -57,7 +59,7 @@ def _program(path: Path, *lines: str) -> Path:
 
 def test_every_direct_dependency_is_pinned_within_its_range_and_no_other() -> None:
     pins = _pins()
-    required = {canonicalize_name(r.name): r.specifier for r in (*RUNS, *CHECKS)}
+    required = {canonicalize_name(r.name): r.specifier for r in (*RUNS, *EXTRAS)}
     assert pins.keys() == required.keys()
     for name, allowed in required.items():
         assert pins[name] in allowed, name
@@ -67,7 +69,7 @@ def test_every_dependency_says_why_it_is_there() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text()
     rows = re.findall(r"^\| ([a-z].*?) \| \S.* \|$", page, flags=re.MULTILINE)
     explained = {name for row in rows if row != "package" for name in row.split(", ")}
-    assert explained == {canonicalize_name(r.name) for r in (*RUNS, *CHECKS)}
+    assert explained == {canonicalize_name(r.name) for r in (*RUNS, *EXTRAS)}
 
 
 # -- make
