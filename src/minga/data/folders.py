@@ -100,6 +100,18 @@ def empty(folder: Path) -> DataError:
     )
 
 
+def text_of(file: Path) -> str:
+    """Return a list's text. Raises DataError ``data-corrupt`` when it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is damaged: not text ({error.reason} at byte {error.start})",
+            code="data-corrupt",
+            hints=(Hint("what is in it?", f"head {file}"),),
+        ) from error
+
+
 def _class_names(root: Path, train: Path | None, val: Path) -> tuple[str, ...]:
     """Return the sorted class names of a data set.
 
@@ -117,7 +129,7 @@ def _class_names(root: Path, train: Path | None, val: Path) -> tuple[str, ...]:
     """
     folders = _folders(train) if train else None
     if (listing := root / "wnids.txt").is_file():
-        names = listing.read_text().split()
+        names = text_of(listing).split()
         if folders is not None:
             _require_same(names, folders, str(listing), str(train))
     elif folders is not None:
@@ -156,7 +168,8 @@ def _val_source(folder: Path, classes: tuple[str, ...]) -> FileSource:
     if not (folder / ANNOTATIONS).is_file() or not flat.is_dir():
         return _class_source(folder, classes)
     annotations = _annotations(folder)
-    _require_same(classes, {name for _, name in annotations}, "the classes", ANNOTATIONS)
+    annotated = {name for _, name in annotations}
+    _require_same(classes, annotated, "the classes", str(folder / ANNOTATIONS))
     present = set(os.listdir(flat))
     if missing := [name for name, _ in annotations if name not in present]:
         raise DataError(
@@ -171,7 +184,7 @@ def _val_source(folder: Path, classes: tuple[str, ...]) -> FileSource:
 
 def _annotations(folder: Path) -> list[tuple[str, str]]:
     """Return file name and class of each line."""
-    lines = (folder / ANNOTATIONS).read_text().splitlines()
+    lines = text_of(folder / ANNOTATIONS).splitlines()
     fields = [line.split("\t") for line in lines if line.strip()]
     for number, each in enumerate(fields, 1):
         if len(each) < 2:

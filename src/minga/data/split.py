@@ -145,6 +145,7 @@ class Split:
 def decode(encoded: bytes) -> Image.Image:
     """Return an RGB image of whatever Pillow can read: JPEG, PNG, WebP; grey, CMYK, palette."""
     with Image.open(io.BytesIO(encoded)) as image:
+        image.info.pop("transparency", None)  # not kept, and Pillow would warn of a palette's
         return image.convert("RGB")
 
 
