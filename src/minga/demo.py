@@ -21,6 +21,7 @@ from minga.options import DemoOptions
 from minga.transport.identity import Identity
 
 _LIMIT_S = 300.0
+_SHOW_S = 2.0
 _LOOK_S = 0.25
 _END_S = 30.0
 _SETTINGS = {
@@ -29,7 +30,6 @@ _SETTINGS = {
     "train.batch_size": "32",
     "optimizer.lr": "0.2",
     "optimizer.warmup_epochs": "1",
-    "optimizer.label_smoothing": "0",
     "exchange.local_steps": "2",
 }
 
@@ -41,6 +41,7 @@ def run_demo(options: DemoOptions) -> int:
         RunFailed: ``demo-failed``, when a process ended early; its log is named.
     """
     console = Console("demo")
+    console.interval_s = _SHOW_S
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-demo"
     folder = options.runs / run_id
     folder.mkdir(parents=True)
@@ -79,8 +80,7 @@ def run_demo(options: DemoOptions) -> int:
     return _conclude(folder)
 
 
-def _watch(
-    console: Console, folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _watch(console: Console, folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
     """Show the run's status until the ps has ended; every process must end well."""
     deadline = time.monotonic() + _LIMIT_S
     with Progress(console) as progress:

@@ -112,7 +112,7 @@ class DemoOptions:
 
     workers: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 2
     """Workers on this PC."""
-    epochs: Annotated[int, Parameter(validator=Number(gte=1))] = 8
+    epochs: Annotated[int, Parameter(validator=Number(gte=1))] = 12
     """Passes over the digits."""
     runs: Annotated[Path, RUNS] = Path("runs")
     """Folder of all runs."""

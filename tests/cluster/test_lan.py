@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from support import ROOT
 
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from minga.data.generated import generate
 from minga.ps.journal import audit
+from support import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
 

@@ -26,7 +26,9 @@ def checked(entries: list[dict]):
 
 def test_a_complete_journal_is_exact() -> None:
     found = checked(complete())
-    assert found.exact and found.samples == 100 and not found.problems
+    assert found.exact
+    assert found.samples == 100
+    assert not found.problems
 
 
 def test_a_push_written_twice_is_found() -> None:
@@ -41,7 +43,8 @@ def test_other_samples_than_the_leased_ones_are_found() -> None:
     entries = complete()
     entries[0]["spans"][0][3] ^= 1
     found = checked(entries)
-    assert not found.exact and found.wrong_ids == 10
+    assert not found.exact
+    assert found.wrong_ids == 10
 
 
 def test_what_a_crash_lost_is_repeated_and_counted_as_such(tmp_path: Path) -> None:
@@ -57,11 +60,13 @@ def test_what_a_crash_lost_is_repeated_and_counted_as_such(tmp_path: Path) -> No
     assert after.resume(after.lines) == 0, "nothing was lost by a clean stop"
     after.close()
     found = audit(path.read_text().splitlines(), seed=SEED, samples=SAMPLES, epochs=EPOCHS)
-    assert found.exact and found.repeated_pushes == 2
+    assert found.exact
+    assert found.repeated_pushes == 2
 
 
 def test_a_second_crash_before_a_checkpoint_repeats_the_resume_line_as_well() -> None:
     entries = complete()
     lines = [*entries[:6], {"resume": 4}, entries[4], {"resume": 4}, *entries[4:]]
     found = checked(lines)
-    assert found.exact and found.repeated_pushes == 3
+    assert found.exact
+    assert found.repeated_pushes == 3

@@ -46,9 +46,11 @@ def test_the_next_epoch_begins_while_leases_of_this_one_are_out() -> None:
     (fast,) = books.grant("fast", 10, now_s=0)
     assert (slow.epoch, fast.epoch) == (0, 1)
     books.count([whole(fast)], now_s=0)
-    assert books.complete_epochs == 0 and books.counted == 10
+    assert books.complete_epochs == 0
+    assert books.counted == 10
     books.count([whole(slow)], now_s=0)
-    assert books.complete_epochs == 2 and books.counted == 20
+    assert books.complete_epochs == 2
+    assert books.counted == 20
 
 
 def test_nothing_beyond_the_last_epoch_is_dealt() -> None:

@@ -34,9 +34,11 @@ def test_a_dead_holders_rank_is_taken_over_with_its_totals(state: str) -> None:
     holder = admitted(members, "a", 1)
     holder.totals.samples, holder.state = 64, state
     heir = admitted(members, "b", 1)
-    assert heir.totals.samples == 64 and heir.totals.joins == 2
+    assert heir.totals.samples == 64
+    assert heir.totals.joins == 2
     assert heir.generation > holder.generation
-    assert members.current(heir) and not members.current(holder)
+    assert members.current(heir)
+    assert not members.current(holder)
 
 
 def test_the_same_process_comes_back_to_its_rank() -> None:

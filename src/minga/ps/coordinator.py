@@ -281,4 +281,3 @@ def _differences(facts: DataFacts, accounts: Accounts) -> str:
         for name in named
         if getattr(facts, name) != getattr(accounts.facts, name)
     )
-

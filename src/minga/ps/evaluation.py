@@ -116,8 +116,6 @@ class Evaluation:
         samples = self._samples[kind]
         chunk = max(_SMALLEST_CHUNK, -(-samples // _SHARES))
         self._phase_over.clear()
-        self._ledger = Ledger(
-            kind, samples=samples, epochs=1, chunk=chunk, lease_s=self._lease_s
-        )
+        self._ledger = Ledger(kind, samples=samples, epochs=1, chunk=chunk, lease_s=self._lease_s)
         await self._phase_over.wait()
         self._ledger = None

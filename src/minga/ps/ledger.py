@@ -50,9 +50,7 @@ class Ledger:
         lease_s: seconds without progress after which a lease is taken back.
     """
 
-    def __init__(
-        self, kind: str, *, samples: int, epochs: int, chunk: int, lease_s: float
-    ) -> None:
+    def __init__(self, kind: str, *, samples: int, epochs: int, chunk: int, lease_s: float) -> None:
         self.kind = kind
         self.samples = samples
         self.epochs = epochs

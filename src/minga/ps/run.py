@@ -24,12 +24,15 @@ from minga.ps.state import RunState, find_resumable
 from minga.transport.address import lan_addresses
 from minga.transport.identity import Identity
 
-_INTERRUPTED = 130
+_ENDED_BY = 128
+"""Added to a signal's number it is the exit status, as in a shell."""
 _EXPECTED = 2
 
 
 def run_ps(resolved: Resolved, options: PsOptions) -> int:
-    """Serve one run until it is done (0) or stopped (130 by Ctrl-C, 0 by SIGTERM).
+    """Serve one run until it is done (0) or stopped (130 by Ctrl-C, 143 by SIGTERM).
+
+    A stopped run is not done: Compose's ``restart: on-failure`` brings it back after a reboot.
 
     Raises:
         MingaError: what the user can do something about (see docs/troubleshooting.md).
@@ -57,9 +60,7 @@ def run_ps(resolved: Resolved, options: PsOptions) -> int:
     return asyncio.run(_serve(state, identity, options, console))
 
 
-async def _serve(
-    state: RunState, identity: Identity, options: PsOptions, console: Console
-) -> int:
+async def _serve(state: RunState, identity: Identity, options: PsOptions, console: Console) -> int:
     world_size = options.world_size or _EXPECTED
     coordinator = Coordinator(state, identity, world_size)
     port = coordinator.open(options.host, options.port)
@@ -67,7 +68,7 @@ async def _serve(
 
     def stop(number: int) -> None:
         if received:
-            raise SystemExit(_INTERRUPTED)  # the second time: now
+            raise SystemExit(_ENDED_BY + number)  # the second time: now
         received.append(number)
         console.say("Stopping: writing a checkpoint; once more to leave at once.")
         coordinator.stop()
@@ -88,9 +89,7 @@ async def _serve(
     state.events.write("run_end", outcome=phase)
     board.close()
     _close(console, coordinator, state, phase)
-    if phase == DONE:
-        return 0
-    return _INTERRUPTED if signal.SIGINT in received else 0
+    return 0 if phase == DONE else _ENDED_BY + received[0]
 
 
 def _invite(

@@ -118,6 +118,8 @@ class RunState:
                 samples_done=accounts.ledger.counted,
                 repeated_pushes=self.repeated_pushes,
             )
+        else:
+            journal.resume(0)  # a ps of this run may have died before its first checkpoint
         return accounts
 
     async def save(self, accounts: Accounts, handles: Callable[[], list[Handle]]) -> None:

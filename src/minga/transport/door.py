@@ -30,6 +30,11 @@ from minga.transport.stream import (
 WAITING_ROOM = 256
 _BACKLOG = 512
 _PREFIX_BYTES = 4
+_WRONG_TOKEN: Message = {
+    "code": "token-wrong",
+    "what": "the join token is not this ps's",
+    "hints": [["copy it again", "it stands in the ps's terminal, after MINGA_TOKEN="]],
+}
 
 
 class _Probe(Exception):
@@ -174,7 +179,7 @@ class Door:
             hello = await join.receive(HANDSHAKE_S)
             proof = bytes.fromhex(str(hello.pop("proof")))
             if not hmac.compare_digest(proof, self._secret.proof(nonce)):
-                await join.send({"refused": {"code": "token-wrong", "what": "wrong token"}})
+                await join.send({"refused": _WRONG_TOKEN})
                 raise ValueError("wrong token")
         except BaseException:
             join.close()
@@ -233,7 +238,8 @@ def _holder(port: int) -> str:
 
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port:
+            local = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and local and local.port == port:
                 name = psutil.Process(connection.pid).name() if connection.pid else "another user's"
                 return f" (held by {name}, process {connection.pid or 'unknown'})"
     return ""
