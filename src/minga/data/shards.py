@@ -21,7 +21,7 @@ import numpy.typing as npt
 from braceexpand import braceexpand
 
 from minga.config import DataConfig
-from minga.data.folders import EXTENSIONS, empty, no_validation, not_found
+from minga.data.folders import EXTENSIONS, empty, no_validation, not_found, text_of
 from minga.data.split import Labels, Source, Split
 from minga.errors import DataError, Hint
 
@@ -107,12 +107,14 @@ def _open_half(config: DataConfig, half: str) -> tuple[list[str], ShardSource]:
     """Return what class names there are, perhaps none, and the samples, at least one."""
     paths = _paths(_where(config, half))
     folder = paths[0].parent
-    manifest = _manifest(folder)
-    promises = manifest.get("shards", {})
-    source = ShardSource((path, _samples(path, promises.get(path.name))) for path in paths)
+    manifests = {each: _manifest(each) for each in {path.parent for path in paths}}
+    promises = {each: manifest.get("shards", {}) for each, manifest in manifests.items()}
+    source = ShardSource(
+        (path, _samples(path, promises[path.parent].get(path.name))) for path in paths
+    )
     if not len(source.labels):
         raise empty(folder)
-    return manifest.get("classes") or _listed_classes(folder), source
+    return manifests[folder].get("classes") or _listed_classes(folder), source
 
 
 def write_shards(
@@ -191,9 +193,13 @@ def _paths(where: str) -> list[Path]:
         listed = _manifest(folder).get("shards", {})
         paths = sorted(folder / name for name in listed) or sorted(folder.glob("*.tar"))
     else:
+        try:
+            expanded = list(braceexpand(where))
+        except ValueError:  # unbalanced braces
+            raise _shard_not_found(folder) from None
         paths = [
             Path(path)
-            for each in braceexpand(where)
+            for each in expanded
             for path in (sorted(glob(each)) if _PATTERN & set(each) else [each])
         ]
     if not paths:
@@ -211,7 +217,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text())
-        shards = {shard["name"]: shard for shard in content["shards"]}
+        shards = {
+            str(shard["name"]): {"bytes": int(shard["bytes"]), "samples": int(shard["samples"])}
+            for shard in content["shards"]
+        }
         return {"classes": [str(name) for name in content["classes"]], "shards": shards}
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(file, f"not a manifest of shards ({error})") from error
@@ -221,11 +230,11 @@ def _listed_classes(folder: Path) -> list[str]:
     """Return the lines of ``classes.txt``, beside the shards or one level up."""
     for file in (folder / "classes.txt", folder.parent / "classes.txt"):
         if file.is_file():
-            return file.read_text().splitlines()
+            return text_of(file).splitlines()
     return []
 
 
-def _samples(path: Path, promised: dict[str, Any] | None) -> list[_Sample]:
+def _samples(path: Path, promised: dict[str, int] | None) -> list[_Sample]:
     """Return a shard's samples after checking that all of it is there."""
     size_bytes = path.stat().st_size
     if promised and size_bytes != promised["bytes"]:
