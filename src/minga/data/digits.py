@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minga.errors import Hint, UsageError
+from minga.data.folders import require_unused
 
 _SEED = 0
 _IMAGES = 1797
@@ -26,12 +26,7 @@ def prepare_digits(folder: Path) -> Path:
     """
     if sum(1 for _ in folder.glob("*/*/*.png")) == _IMAGES:
         return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(
-            f"{folder} is there already, with other data than the digits",
-            code="folder-in-use",
-            hints=(Hint("name another folder, or remove this one", f"ls -la {folder}"),),
-        )
+    require_unused(folder, "the digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

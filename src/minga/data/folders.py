@@ -16,7 +16,7 @@ import numpy as np
 
 from minga.config import DataConfig
 from minga.data.split import Source
-from minga.errors import DataError, Hint
+from minga.errors import DataError, Hint, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANNOTATIONS = "val_annotations.txt"
@@ -98,6 +98,16 @@ def empty(folder: Path) -> DataError:
         code="data-empty",
         hints=(Hint("what is there?", f"ls -la {folder}"),),
     )
+
+
+def require_unused(folder: Path, wanted: str) -> None:
+    """Raise UsageError ``folder-in-use`` unless nothing is there, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is there already, with other data than {wanted}",
+            code="folder-in-use",
+            hints=(Hint("name another folder, or remove this one", f"ls -la {folder}"),),
+        )
 
 
 def text_of(file: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from minga.errors import Hint, UsageError
+from minga.data.folders import require_unused
 
 _RECIPE = "generated.json"
 _GREY_SHARE = 0.02
@@ -64,15 +64,9 @@ def generate(folder: Path, **choices: Any) -> Path:
         TypeError: a choice is no field of a recipe.
     """
     recipe = Recipe(**choices)
-    marker = folder / _RECIPE
-    if marker.is_file() and json.loads(marker.read_text()) == asdict(recipe):
+    if _recipe_of(folder) == asdict(recipe):
         return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(
-            f"{folder} is there already, with other data than these",
-            code="folder-in-use",
-            hints=(Hint("name another folder, or remove this one", f"ls -la {folder}"),),
-        )
+    require_unused(folder, "these")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -80,6 +74,14 @@ def generate(folder: Path, **choices: Any) -> Path:
     (part / _RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     part.rename(folder)
     return folder
+
+
+def _recipe_of(folder: Path) -> Any:
+    """Return the recipe that stands in a folder; None if there is none, or none of ours."""
+    try:
+        return json.loads((folder / _RECIPE).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _write(folder: Path, recipe: Recipe) -> None:
