@@ -1,0 +1,108 @@
+"""Names and places on the host that belong to the virtual LAN, and the sweep that empties them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lan import groups
+from lan.shell import CommandError, sh, wait_for
+
+STATE = Path("/var/lib/minga-lan")
+"""Disks, keys, logs of the LAN that is up; gone when it is down."""
+RUN = Path("/run/minga-lan")
+"""The control PC's docker socket: socket paths must be short."""
+BRIDGE = "minga-lan0"
+SUBNET = "10.77.0.0/24"
+NAMESPACE_PREFIX = "minga-"
+_LOCK = Path("/run/minga-lan.lock")
+_SYSCTLS = STATE / "sysctls.json"
+
+_WANTED_SYSCTLS = {
+    "net/ipv4/ip_forward": "1",  # the PCs' apt
+    # A dockerd on the host sends bridged frames through iptables, which it has set to DROP.
+    "net/bridge/bridge-nf-call-iptables": "0",
+    "net/bridge/bridge-nf-call-ip6tables": "0",
+}
+_RULES = (
+    ("nat", "POSTROUTING", "-s", SUBNET, "!", "-o", BRIDGE, "-j", "MASQUERADE"),
+    ("filter", "FORWARD", "-i", BRIDGE, "-j", "ACCEPT"),
+    ("filter", "FORWARD", "-o", BRIDGE, "-j", "ACCEPT"),
+)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the one virtual LAN that a machine can have; removes what a killed run left."""
+    with _LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CommandError(f"a virtual LAN is up already (process {lock.read()})") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        sweep()
+        STATE.mkdir(parents=True)
+        RUN.mkdir(parents=True)
+        try:
+            yield
+        finally:
+            sweep()
+
+
+def let_the_pcs_out() -> None:
+    """Let PCs reach the package mirror through the host, and frames cross the bridge."""
+    before = {}
+    for name, value in _WANTED_SYSCTLS.items():
+        place = Path("/proc/sys") / name
+        if place.exists():
+            before[name] = place.read_text().strip()
+            _SYSCTLS.write_text(json.dumps(before))  # first, in case this run is killed
+            place.write_text(value)
+    for table, chain, *rule in _RULES:
+        sh("iptables", "-w", "-t", table, "-I", chain, *rule)
+
+
+def sweep() -> None:
+    """Remove every process, mount, namespace, link, rule and folder of a virtual LAN."""
+    groups.kill_all()
+    _unmount_all()
+    for name in _namespaces():
+        sh("ip", "netns", "del", name, check=False)
+    if Path("/sys/class/net", BRIDGE).exists():
+        sh("ip", "link", "del", BRIDGE)
+    for table, chain, *rule in _RULES:
+        while sh("iptables", "-w", "-t", table, "-D", chain, *rule, check=False).returncode == 0:
+            continue
+    with contextlib.suppress(FileNotFoundError):
+        for name, value in json.loads(_SYSCTLS.read_text()).items():
+            (Path("/proc/sys") / name).write_text(value)
+    # Never across a mount that outlived the above: it may hold somebody's files.
+    sh("rm", "-rf", "--one-file-system", str(STATE), str(RUN), timeout_s=300)
+
+
+def _namespaces() -> list[str]:
+    lines = sh("ip", "netns", "list").stdout.splitlines()
+    return [line.split()[0] for line in lines if line.startswith(NAMESPACE_PREFIX)]
+
+
+def _unmount_all() -> None:
+    """Unmount below our folders, the newest first; a mount may stay busy for a moment."""
+
+    def none_left() -> bool:
+        for place in reversed(_mounts()):
+            sh("umount", place, check=False)
+        return not _mounts()
+
+    wait_for(f"mounts below {STATE} and {RUN} to go", none_left, 20)
+
+
+def _mounts() -> list[str]:
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return [place for place in places if place.startswith((f"{STATE}/", f"{RUN}/"))]

@@ -1,0 +1,252 @@
+"""What the virtual LAN needs on the host: packages, the PCs' root file system, a base image.
+
+Made once, kept outside the repository, and named after what went in: another list of packages
+gives another file. ``PYTHONPATH=tests python -m lan.prepare`` makes everything ahead of a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lan.shell import CommandError, sh
+
+SUITE = "trixie"
+BASE_IMAGE = f"debian:{SUITE}-slim"
+USER = "lab"
+CACHE = Path("/var/cache/minga-lan")
+NEEDED_BYTES = 40 * 10**9
+
+HOST_PACKAGES = (
+    "mmdebstrap",
+    "systemd-container",
+    "iproute2",
+    "openssh-client",
+    "nftables",
+    "iptables",
+    "docker.io",
+    "rsync",
+    "zstd",
+)
+_DOCKER = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
+_PLAIN = (
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "nftables",
+    "openssh-server",
+    "procps",
+    "python3",
+    "rsync",
+    "sudo",
+    "systemd-sysv",
+    "ufw",
+    "zstd",
+)
+PC_PACKAGES = (*_DOCKER, *_PLAIN)
+PC_PACKAGES_WITHOUT_DOCKER = _PLAIN
+
+_RECIPE = 1
+"""Goes into every cached name: raise it when a hook below changes."""
+
+_SLIM = ("doc/*", "man/*", "info/*", "locale/*", "lintian/*")
+
+_PC_HOOKS = (
+    f'chroot "$1" useradd --create-home --shell /bin/bash {USER}',
+    f"echo '{USER} ALL=(ALL) NOPASSWD: ALL' > \"$1/etc/sudoers.d/{USER}\"",
+    f'chmod 440 "$1/etc/sudoers.d/{USER}"',
+    # Each PC gets a host key and a machine id of its own; one in the image would be everybody's.
+    'rm -f "$1"/etc/ssh/ssh_host_* && : > "$1/etc/machine-id"',
+    "printf 'PasswordAuthentication no\\nUseDNS no\\n' > \"$1/etc/ssh/sshd_config.d/lan.conf\"",
+    # No terminal to log in on, and no apt behind the tests' back.
+    'chroot "$1" systemctl mask console-getty.service getty.target '
+    "apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service",
+    # Debian starts a firewall's rules at boot only where they are on; nothing is on yet.
+    'chroot "$1" systemctl enable ssh.service',
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the prepared things are, and what they cost this time."""
+
+    root_fs: Path
+    base_image: Path
+    seconds: dict[str, float]
+
+
+def prepare() -> Prepared:
+    """Install, make and cache whatever is missing; a second call costs nothing."""
+    if os.geteuid() != 0:
+        raise PermissionError("the virtual LAN boots PCs: it needs root")
+    check_disk()
+    seconds = {}
+    for name, make in (
+        ("host packages", install_host_packages),
+        ("root file system", root_fs),
+        ("base image", base_image),
+    ):
+        start = time.monotonic()
+        make()
+        seconds[name] = time.monotonic() - start
+    return Prepared(root_fs(), base_image(), seconds)
+
+
+def check_disk(folder: Path = CACHE) -> None:
+    """Refuse to start what the disk cannot hold: the image, twice per PC, while it is loaded."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < NEEDED_BYTES:
+        raise OSError(
+            f"the virtual LAN needs {NEEDED_BYTES / 1e9:.0f} GB free on the disk of {folder}, "
+            f"there are {free / 1e9:.1f} GB (old root file systems are in {CACHE})"
+        )
+
+
+def install_host_packages() -> None:
+    """Install by apt what is not there; ask no mirror when all is."""
+    found = sh("dpkg-query", "-Wf", "${Package} ${db:Status-Status}\n", *HOST_PACKAGES, check=False)
+    there = {line.split()[0] for line in found.stdout.splitlines() if line.endswith(" installed")}
+    missing = [package for package in HOST_PACKAGES if package not in there]
+    if not missing:
+        return
+    # A package's service must not start on the host: dockerd would change its firewall.
+    with _no_services():
+        apt = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
+        sh(*apt, "update", timeout_s=300)
+        install = (*apt, "install", "-y", "--no-install-recommends", *missing)
+        sh(*install, timeout_s=900, env={"DEBIAN_FRONTEND": "noninteractive"})
+
+
+@contextlib.contextmanager
+def _no_services() -> Iterator[None]:
+    """Tell Debian's package scripts to start nothing, as long as this lasts."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():  # somebody else's rule: theirs counts
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink(missing_ok=True)
+
+
+def root_fs(packages: tuple[str, ...] = PC_PACKAGES) -> Path:
+    """Return the PCs' root file system with these packages, made when it is not there."""
+    return _cached("rootfs", packages, _PC_HOOKS, is_folder=True)
+
+
+def base_image() -> Path:
+    """Return a tar to ``docker import`` as the official slim image that no registry serves here."""
+    hooks = []
+    pip_settings = Path("/etc/pip.conf")
+    if pip_settings.exists() and "file:" not in pip_settings.read_text():
+        # How this host reaches the package index, certificate included, holds in a build too.
+        hooks.append(f"upload {pip_settings} /etc/pip.conf")
+    return _cached("base", ("ca-certificates",), tuple(hooks), is_folder=False)
+
+
+def _cached(kind: str, packages: tuple[str, ...], hooks: tuple[str, ...], is_folder: bool) -> Path:
+    certificates = _own_certificates()
+    sources, options = _apt_sources(), _apt_options()
+    made_of = (_RECIPE, SUITE, sorted(packages), hooks, sources, options)
+    digest = hashlib.sha256(repr(made_of).encode())
+    for certificate in certificates:
+        digest.update(certificate.read_bytes())
+    target = CACHE / f"{kind}-{digest.hexdigest()[:12]}{'' if is_folder else '.tar'}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            hooks = (*_certificate_hooks(certificates), *hooks)
+            _bootstrap(target, packages, hooks, sources, options)
+    return target
+
+
+def _bootstrap(
+    target: Path,
+    packages: tuple[str, ...],
+    hooks: tuple[str, ...],
+    sources: str,
+    options: tuple[str, ...],
+) -> None:
+    """Run mmdebstrap; the target has its name only when it is complete."""
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="making-") as folder:
+        half_made = Path(folder) / target.name
+        sh(
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            f"--include={','.join(packages)}",
+            *(f"--aptopt={option}" for option in options),
+            *(f"--dpkgopt=path-exclude=/usr/share/{part}" for part in _SLIM),
+            "--dpkgopt=force-unsafe-io",
+            *(f"--customize-hook={hook}" for hook in hooks),
+            SUITE,
+            str(half_made),
+            "-",
+            text_in=sources,
+            timeout_s=1200,
+        )
+        half_made.rename(target)
+
+
+def _apt_sources() -> str:
+    """Return the host's own mirrors, for the PCs' suite: no mirror's name stands in this file."""
+    code_name = _host_code_name()
+    wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    lines = sh("apt-get", "indextargets", "--format", wanted, "Created-By: Packages").stdout
+    found = dict.fromkeys(tuple(line.split()) for line in lines.splitlines())
+    sources = [
+        f"deb {uri} {release.replace(code_name, SUITE)} {component}"
+        for uri, release, component in (entry for entry in found if len(entry) == 3)
+        if release.split("-")[0] == code_name
+    ]
+    if not sources:
+        raise CommandError(f"apt on this host names no mirror that carries {code_name}")
+    return "\n".join(sources) + "\n"
+
+
+def _host_code_name() -> str:
+    for line in Path("/etc/os-release").read_text().splitlines():
+        if line.startswith("VERSION_CODENAME="):
+            return line.partition("=")[2].strip('"')
+    raise CommandError("/etc/os-release has no VERSION_CODENAME: the virtual LAN wants Debian")
+
+
+def _apt_options() -> tuple[str, ...]:
+    """Return how the host's apt reaches its mirrors: proxies, certificates, date checks."""
+    kept = ("Acquire::http", "Acquire::https", "Acquire::Check", "Acquire::Retries")
+    lines = sh("apt-config", "dump").stdout.splitlines()
+    return tuple(line.rstrip(";") for line in lines if line.startswith(kept) and '""' not in line)
+
+
+def _own_certificates() -> list[Path]:
+    """Return the authorities that this host's administrator added to Debian's."""
+    return sorted(Path("/usr/local/share/ca-certificates").rglob("*.crt"))
+
+
+def _certificate_hooks(certificates: list[Path]) -> tuple[str, ...]:
+    if not certificates:
+        return ()
+    there = "/usr/local/share/ca-certificates"
+    uploads = (f"upload {path} {there}/{path.name}" for path in certificates)
+    return (f'mkdir -p "$1{there}"', *uploads, 'chroot "$1" update-ca-certificates')
+
+
+if __name__ == "__main__":
+    for step, took in prepare().seconds.items():
+        print(f"{step}: {took:.1f} s")
