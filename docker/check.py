@@ -1,0 +1,32 @@
+"""Fail the build if the slimmed stack cannot do what minga needs, on a PC without a GPU."""
+
+import importlib
+import sys
+
+import torch
+
+MODULES = (
+    "torch.distributed.rpc",
+    "torch.utils.tensorboard",
+    "torchvision.io",
+    "torchvision.models",
+    "torchvision.transforms.v2",
+    "webdataset",
+    "sklearn.datasets",
+    "matplotlib.pyplot",
+    "cryptography.x509",
+    "cyclopts",
+    "psutil",
+    "rich.live",
+    "safetensors.torch",
+    "yaml",
+)
+
+for module in MODULES:
+    importlib.import_module(module)
+
+cuda = torch.version.cuda
+assert cuda == sys.argv[1], f"torch carries CUDA {cuda}, the Dockerfile's ARG CUDA says otherwise"
+layer = torch.nn.Conv2d(3, 8, 3)
+layer(torch.randn(2, 3, 8, 8)).square().mean().backward()
+torch.linalg.svd(torch.randn(8, 8))

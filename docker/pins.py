@@ -1,0 +1,18 @@
+"""Print what the image installs: the run-time dependencies, each at its tested version."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+
+def pins(project: str, constraints: str) -> list[str]:
+    """Return the constraints' lines of the project's own dependencies, extras left out."""
+    lines = tomllib.loads(project)["project"]["dependencies"]
+    names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+    exact = [line for line in constraints.splitlines() if "==" in line]
+    return sorted(line for line in exact if line.split("==")[0].lower() in names)
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(pins(*(Path(name).read_text() for name in sys.argv[1:]))) + "\n")

@@ -1,0 +1,19 @@
+"""``python -m minga.deploy.identity``: certificate, key and token of all runs, made once."""
+
+from __future__ import annotations
+
+from minga.console import talk
+from minga.deploy.image import ROOT
+from minga.transport.identity import Identity
+
+FOLDER = ROOT / ".minga" / "deploy"
+
+
+def main() -> None:
+    """Make them in ``.minga/deploy`` unless they are there; ``make deploy`` copies them."""
+    Identity.load_or_create(FOLDER)
+    talk().print(f"identity  {FOLDER}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""``python -m minga.deploy.image``: build the image, and lay out what a host lacks of it.
+
+``build`` leaves ``build/image/current.json`` for the playbooks; ``export`` reads from stdin
+the layers of the images that a host has, and prints where the pieces for it are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+from docker.client import DockerClient  # not docker.from_env: this project has a docker/, too
+from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils.build import exclude_paths
+
+from minga import __version__
+from minga.console import results, show_error, talk
+from minga.deploy.layers import missing_layers
+from minga.deploy.staging import Compression, Staging
+from minga.errors import Hint, MingaError, RunFailed, Unreachable
+
+ROOT = Path(__file__).parents[3]
+STAGED = ROOT / "build" / "image"
+CURRENT = STAGED / "current.json"
+CONFIG = STAGED / "config.json"
+
+_DOCKERFILE = "docker/Dockerfile"
+_NAME = "minga"
+_BUILD_LABEL = "minga.build"
+_TIMEOUT_S = 3600.0
+"""Between two words of the engine; committing a layer of gigabytes takes minutes."""
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+app = App(name="minga.deploy.image", help="The image of ps and workers.")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the playbooks are told of the image."""
+
+    tag: str
+    build: str
+    image_id: str
+    layers: list[str]
+    version: str
+    size_bytes: int
+
+
+@app.command
+def build() -> None:
+    """Build the image if its files changed, and stage its layers for the hosts."""
+    client = _engine()
+    digest = build_digest(ROOT)
+    tag = f"{_NAME}:{__version__}-{digest}"
+    try:
+        found = client.images.get(tag)
+    except ImageNotFound:
+        _build(client, tag, digest)
+        found = client.images.get(tag)
+    image = Image(
+        tag=tag,
+        build=digest,
+        image_id=found.id,
+        layers=found.attrs["RootFS"]["Layers"],
+        version=__version__,
+        size_bytes=found.attrs["Size"],
+    )
+    _stage(client, image)
+    results().print(f"{tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
+
+
+@app.command
+def inspect() -> None:
+    """Print what the image is that would be sent, as JSON."""
+    results().print(CURRENT.read_text(), markup=False, soft_wrap=True)
+
+
+@app.command
+def export(*, compression: Compression = "zst") -> None:
+    """Lay out the pieces that a host lacks; print their folder as JSON.
+
+    Stdin: a JSON list with the layers (``RootFS.Layers``) of each image that the host has.
+
+    Args:
+        compression: zst, or gz for engines before Docker 23.
+    """
+    current = json.loads(CURRENT.read_text())
+    layers = missing_layers(json.load(sys.stdin), current["layers"])
+    parcel = Staging(STAGED).parcel(layers, CONFIG.read_bytes(), current["tag"], compression)
+    answer = {"folder": str(parcel.folder), "layers": len(layers), "size_bytes": parcel.size_bytes}
+    results().print(json.dumps(answer), markup=False, soft_wrap=True)
+
+
+def build_digest(root: Path) -> str:
+    """Return a digest of all that the image is built from: it names the build."""
+    ignored = [
+        line
+        for line in (root / ".dockerignore").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    digest = hashlib.sha256()
+    for name in sorted({*exclude_paths(str(root), ignored), _DOCKERFILE}):
+        if (path := root / name).is_file():
+            content = path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def torch_pin(constraints: str) -> str:
+    """Return the version of torch that the image gets."""
+    return next(
+        line.partition("==")[2] for line in constraints.splitlines() if line.startswith("torch==")
+    )
+
+
+def _engine() -> Any:
+    try:
+        client = DockerClient.from_env(timeout=_TIMEOUT_S)
+        client.ping()
+    except DockerException as error:
+        raise Unreachable(
+            f"no Docker engine answers on this PC: {error}",
+            code="no-docker",
+            hints=(
+                Hint("is it there, may you use it?", "docker version"),
+                Hint("not there? Debian 13", "sudo apt install docker.io docker-cli"),
+                Hint("permission denied?", "sudo usermod -aG docker $USER, then log in again"),
+            ),
+        ) from error
+    return client
+
+
+def _build(client: Any, tag: str, digest: str) -> None:
+    """Build and show the engine's words as they come."""
+    started_s = time.monotonic()
+    arguments = {
+        "TORCH": torch_pin((ROOT / "constraints.txt").read_text()),
+        "VERSION": __version__,
+        "BUILD": digest,
+    }
+    proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
+    words = client.api.build(
+        path=str(ROOT),
+        dockerfile=_DOCKERFILE,
+        tag=tag,
+        buildargs=arguments | proxies,
+        network_mode="host",
+        rm=True,
+        decode=True,
+    )
+    try:
+        for word in words:
+            if text := word.get("stream", "").rstrip():
+                talk().print(text, markup=False, soft_wrap=True)
+            if "error" in word:
+                raise RunFailed(
+                    f"the image cannot be built: {word['error'].strip()}",
+                    code="image-build",
+                    hints=(Hint("again, with every word", "make image"),),
+                )
+    except APIError as error:
+        raise RunFailed(f"the image cannot be built: {error}", code="image-build") from error
+    talk().print(f"built in {time.monotonic() - started_s:.0f} s")
+
+
+def _stage(client: Any, image: Image) -> None:
+    """Compress the layers that are not staged yet, and note what the image is."""
+    staging = Staging(STAGED)
+    known = json.loads(CURRENT.read_text()) if CURRENT.exists() else None
+    if known == asdict(image) and not staging.lacks(image.layers):
+        return
+    CURRENT.unlink(missing_ok=True)
+    staging.prune(image.layers)
+    talk().print("Staging the layers (torch's takes a minute, once)")
+    started_s = time.monotonic()
+    small = staging.take(_saved(client, image.tag), image.layers)
+    if staging.lacks(image.layers):
+        small = staging.take(_saved(client, image.tag), image.layers, skip_staged=False)
+    if staging.lacks(image.layers):
+        raise RunFailed(
+            f"docker save {image.tag} does not hold the layers that docker inspect names",
+            code="image-save",
+            hints=(Hint("which engine?", "docker version"),),
+        )
+    CONFIG.write_bytes(small[json.loads(small["manifest.json"])[0]["Config"]])
+    CURRENT.write_text(json.dumps(asdict(image), indent=2) + "\n")
+    talk().print(f"staged in {time.monotonic() - started_s:.0f} s")
+
+
+def _saved(client: Any, tag: str) -> io.BufferedReader:
+    return io.BufferedReader(_Chunks(client.api.get_image(tag)), 1 << 20)
+
+
+class _Chunks(io.RawIOBase):
+    """An iterator of bytes as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with some of the next bytes; 0 at the end."""
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = chunk
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command of this package; return its exit status."""
+    try:
+        command()
+    except MingaError as error:
+        show_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: app(result_action="return_value")))
