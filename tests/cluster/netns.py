@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _NET = "10.77.9"
+_numbers = itertools.count()
 
 
 def ip(*words: str) -> str:
@@ -74,7 +76,8 @@ class VirtualPc:
 @contextlib.contextmanager
 def virtual_lan(folder: Path, count: int, rate: str | None = None) -> Iterator[list[VirtualPc]]:
     """Make ``count`` PCs on one bridge, links shaped to ``rate`` if given; take all away again."""
-    tag = f"mg{os.getpid() % 10_000}"
+    # a deleted namespace lets go of its cable a while later: no name is used twice
+    tag = f"mg{os.getpid() % 10_000}{next(_numbers)}"
     bridge, pcs = f"{tag}br", []
     try:
         ip("link", "add", bridge, "type", "bridge")
