@@ -30,7 +30,8 @@ class ControlDocker:
 
     def __enter__(self) -> Self:
         """Start dockerd and give it the image that the Dockerfile starts from."""
-        words = ["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"]
+        words = ["dockerd", "--bridge=none", "--ip-forward=false"]
+        words += ["--iptables=false", "--ip6tables=false"]
         words += [f"--host={self.env['DOCKER_HOST']}", f"--pidfile={RUN / 'docker.pid'}"]
         words += [f"--data-root={self.data}", f"--exec-root={RUN / 'exec'}"]
         # Containers of a build belong to the group that is killed in the end.
@@ -48,8 +49,10 @@ class ControlDocker:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        """Kill dockerd with all that it runs; mounts go with the LAN's own sweep."""
+        """Kill dockerd with all that it runs, and let go of its folder."""
         groups.kill(_NAME)
+        groups.kill(f"{_NAME}-builds")
+        sh("umount", "--recursive", str(self.data), check=False)
 
     def docker(
         self, *words: str, check: bool = True, timeout_s: float = 60.0

@@ -158,6 +158,12 @@ class VirtualPc:
         """Run a shell command on the PC as root."""
         return self.run(f"sudo sh -c {shlex.quote(command)}", check=check, timeout_s=timeout_s)
 
+    def send(self, source: Path, target: str, *, timeout_s: float = 600.0) -> None:
+        """Copy a file or folder (with rsync's trailing slash rules) to the PC, as its user."""
+        *ssh, user_at_pc = self.ssh_words()
+        words = ("rsync", "--archive", "-e", shlex.join(ssh), str(source), f"{user_at_pc}:{target}")
+        sh(*words, timeout_s=timeout_s)
+
     def cut(self) -> None:
         """Pull the network cable."""
         self.plug.cut()

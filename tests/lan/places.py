@@ -22,7 +22,7 @@ NAMESPACE_PREFIX = "minga-"
 _LOCK = Path("/run/minga-lan.lock")
 _SYSCTLS = STATE / "sysctls.json"
 
-_WANTED_SYSCTLS = {
+WANTED_SYSCTLS = {
     "net/ipv4/ip_forward": "1",  # the PCs' apt
     # A dockerd on the host sends bridged frames through iptables, which it has set to DROP.
     "net/bridge/bridge-nf-call-iptables": "0",
@@ -59,7 +59,7 @@ def alone() -> Iterator[None]:
 def let_the_pcs_out() -> None:
     """Let PCs reach the package mirror through the host, and frames cross the bridge."""
     before = {}
-    for name, value in _WANTED_SYSCTLS.items():
+    for name, value in WANTED_SYSCTLS.items():
         place = Path("/proc/sys") / name
         if place.exists():
             before[name] = place.read_text().strip()

@@ -184,9 +184,15 @@ def _bootstrap(
     options: tuple[str, ...],
 ) -> None:
     """Run mmdebstrap; the target has its name only when it is complete."""
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="making-") as folder:
-        half_made = Path(folder) / target.name
+    for left_over in CACHE.glob("making-*"):
+        sh("rm", "-rf", "--one-file-system", str(left_over))
+    folder = Path(tempfile.mkdtemp(dir=CACHE, prefix="making-"))
+    half_made = folder / target.name
+    # In a namespace that dies with its first process: a Ctrl-C leaves no mount and no process.
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    try:
         sh(
+            *alone,
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
@@ -202,6 +208,8 @@ def _bootstrap(
             timeout_s=1200,
         )
         half_made.rename(target)
+    finally:
+        sh("rm", "-rf", "--one-file-system", str(folder))
 
 
 def _apt_sources() -> str:

@@ -28,8 +28,7 @@ def sh(
         timeout=timeout_s,
         check=False,
         env={**os.environ, **(env or {})},
-        # Without an input of its own a command must not read the developer's terminal.
-        **({"stdin": subprocess.DEVNULL} if text_in is None else {"input": text_in}),  # type: ignore[call-overload]
+        input=text_in or "",  # never the developer's terminal
     )
     if check and done.returncode != 0:
         last_words = (done.stdout + done.stderr)[-3000:].strip()

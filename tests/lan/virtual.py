@@ -13,7 +13,7 @@ from typing import Self
 
 from lan import places
 from lan.network import CONTROL, Plug, make_bridge
-from lan.pc import KEY, PcSpec, VirtualPc
+from lan.pc import KEY, KNOWN_HOSTS, PcSpec, VirtualPc
 from lan.prepare import USER
 from lan.shell import sh
 
@@ -32,7 +32,7 @@ class VirtualLan:
         self.pcs = {spec.name: VirtualPc(spec) for spec in specs}
         self.stranger = Plug("stranger", STRANGER_NUMBER, gateway=False)
         self.control_address, self.control_address6 = CONTROL
-        self.key = KEY
+        self.key, self.known_hosts = KEY, KNOWN_HOSTS
         self.boot_s = 0.0
         self._open = contextlib.ExitStack()
 
