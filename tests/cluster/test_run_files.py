@@ -6,6 +6,7 @@ import ast
 import json
 import platform
 import re
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,12 @@ from jsonschema import Draft202012Validator
 
 from cluster.harness import Cluster, cluster, wait_until
 from minga.config import Settings
+from minga.transport.stream import PREAMBLE_BYTES
 from support import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 SCHEMAS = sorted((ROOT / "docs" / "schema").glob("*.json"))
-SOURCES = sorted((ROOT / "src").rglob("*.py"))
 EPOCHS, MEASURED, TRAIN, VAL = 12, 3, 1442, 355
 STAMP = r"\d{8}-\d{6}\.json"
 
@@ -44,20 +45,25 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def start(lan: Cluster) -> None:
+    """Start two workers, and a ps once both wait for it: neither misses the run."""
+    for rank in (1, 2):
+        lan.start_worker(rank)
+    for name in ("worker1", "worker2"):
+        wait_until(lambda name=name: "waiting_for" in lan.log(name), f"{name} to wait")
+    lan.start_ps()
+
+
 @pytest.fixture(scope="module")
 def lan(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Cluster]:
-    """A finished run of two workers, who were both waiting when the ps came."""
+    """A finished run of two workers."""
     settings = {
         "train__epochs": EPOCHS,
         "evaluation__every_epochs": EPOCHS / MEASURED,
         "checkpoint__every_s": 1,
     }
     with cluster(tmp_path_factory.mktemp("run"), digits, **settings) as made:
-        for rank in (1, 2):
-            made.start_worker(rank)
-        for name in ("worker1", "worker2"):
-            wait_until(lambda name=name: "waiting_for" in made.log(name), f"{name} to wait")
-        made.start_ps()
+        start(made)
         for name in ("ps", "worker1", "worker2"):
             assert made.finish(name) == 0, made.log(name)
         yield made
@@ -166,6 +172,40 @@ def test_nothing_else_is_left_in_the_run(lan: Cluster) -> None:
     for path in lan.run.iterdir():
         assert f"`{path.name}" in documented, f"{path.name} is not in docs/stats.md"
     assert not list(lan.folder.rglob("*.part"))
+
+
+def test_the_files_of_an_eventful_run_hold_to_their_schemas(tmp_path: Path, digits: Path) -> None:
+    """Pushes refused, a stranger, a worker lost, a ps killed and resumed."""
+    settings = {
+        "train__epochs": 30,
+        "evaluation__every_epochs": 10,
+        "checkpoint__every_s": 1,
+        "exchange__max_staleness": 0,
+    }
+    with cluster(tmp_path, digits, **settings) as lan:
+        start(lan)
+        lan.wait_for("refused")
+        with socket.create_connection(("127.0.0.1", lan.port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n".ljust(PREAMBLE_BYTES))
+            lan.wait_for("turned_away")
+        lan.kill("worker1")
+        lan.wait_for("worker_lost", rank=1)
+        saved = lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
+        lan.wait_for("push", version=lambda now: now > saved["version"])
+        lan.kill("ps")
+        lan.start_ps()
+        for name in ("ps", "worker2"):
+            assert lan.finish(name) == 0, lan.log(name)
+
+        for name, file in (("event", "events"), ("journal", "journal")):
+            written = lines(lan.run / f"{file}.jsonl")
+            assert {fault for line in written for fault in faults(name, line)} == set()
+        for name in ("config", "status", "summary"):
+            assert faults(name, read(lan.run / f"{name}.json")) == []
+        (ps,) = (lan.run / "stats").glob("*_ps_*.json")  # the killed one left none
+        assert faults("ps", read(ps)) == []
+        assert lan.summary()["resumed_from"] >= saved["version"]
+        assert "resume" in {each["kind"] for each in lines(lan.run / "events.jsonl")}
 
 
 # -- the schemas themselves
@@ -295,7 +335,8 @@ def written_events(source: str) -> list[tuple[str | None, set[str | None]]]:
 
 
 def test_every_event_that_the_source_writes_is_in_the_schema_with_its_fields() -> None:
-    written = [each for path in SOURCES for each in written_events(path.read_text())]
+    sources = sorted((ROOT / "src").rglob("*.py"))
+    written = [each for path in sources for each in written_events(path.read_text())]
     kinds = event_kinds()
 
     # one kind is not a literal: that of a validation's lease
