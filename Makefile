@@ -4,8 +4,14 @@ BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CI),--no-cache-dir)
 
+# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), DATASET=folder, RUN=id, NEW=1, TAIL=lines
+INVENTORY ?= inventory.ini
+PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(INVENTORY) \
+  $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff)
+export DATASET VAL_DATASET RUN NEW TAIL
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint image deploy train status logs stop collect lan-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,18 +30,50 @@ $(STAMP): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[dev]'
 	@touch $@
 
+# What only some verbs need: .venv/.minga-deploy stands for .[deploy].
+.venv/.minga-%: $(STAMP)
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[$*]'
+	@touch $@
+
 demo: setup ## Train on this PC: ps + 2 workers, real digits, under a minute
 	$(BIN)/minga demo
 
 test: setup lint ## Run every check that needs no other PC
 	$(BIN)/pytest tests --ignore=tests/lan
 
-lint: setup ## Check style, types, shell and YAML
+lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 	$(BIN)/shellcheck $$(git ls-files '*.sh') .ci/run
 	$(BIN)/yamllint --strict $$(git ls-files '*.yml' '*.yaml')
+	$(BIN)/hadolint docker/Dockerfile
+	ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint ansible
+
+image: .venv/.minga-deploy ## Build the image of ps and workers
+	$(BIN)/python -m minga.deploy.image build
+
+deploy: image ## Bring image, data, firewall rules, settings to every PC of inventory.ini
+	$(BIN)/python -m minga.deploy.identity
+	$(PLAY) ansible/deploy.yml
+
+train: .venv/.minga-deploy ## Start the ps, then the workers; go on with an unfinished run
+	$(PLAY) ansible/train.yml
+
+status: .venv/.minga-deploy ## Show how the run goes and what every PC does
+	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/status.yml && $(BIN)/python -m minga.deploy.status
+
+logs: .venv/.minga-deploy ## Show the last lines of every PC
+	$(PLAY) ansible/logs.yml
+
+stop: .venv/.minga-deploy ## Stop workers and ps with a checkpoint; make train goes on
+	$(PLAY) ansible/stop.yml
+
+collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into runs/
+	$(PLAY) ansible/collect.yml
+
+lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
+	$(BIN)/pytest tests/lan
 
 clean: ## Remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

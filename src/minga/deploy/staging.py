@@ -54,22 +54,17 @@ class Staging:
     ) -> dict[str, bytes]:
         """Read what ``docker save`` writes: stage the layers, return the small files by name.
 
-        A layer that by its place is staged already is skipped. Should the engine save in
-        another order, then something is lacking afterwards: take it again without skipping.
+        A file that by its size is a layer staged already is skipped. Should two layers be of
+        one size, then one may lack afterwards: take it again without skipping.
         """
         small: dict[str, bytes] = {}
-        position = 0
+        staged = {_size_bytes(piece) for layer in layers if (piece := self._piece(layer))}
         with tarfile.open(fileobj=saved, mode="r|") as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isreg() else None
                 if content is None:  # a folder, or a link to a layer of the same content
                     continue
-                if member.name.endswith("/layer.tar"):
-                    expected = layers[position] if position < len(layers) else ""
-                    position += 1
-                else:  # since Docker 25 every file is blobs/sha256/<digest>
-                    expected = f"sha256:{Path(member.name).name}"
-                if skip_staged and expected in layers and self._piece(expected):
+                if skip_staged and member.size > _METADATA_BYTES and member.size in staged:
                     continue
                 small |= self._add(member, content, layers)
         return small
@@ -113,8 +108,7 @@ class Staging:
     def _lay_out(self, layer: str, stem: Path, compression: Compression) -> None:
         piece = self._piece(layer)
         assert piece is not None, "asked before with lacks()"
-        size_bytes = int(piece.stem.partition("-")[2])
-        header = entry_header(entry_name(layer), size_bytes)
+        header = entry_header(entry_name(layer), _size_bytes(piece))
         stem.with_suffix(f".0.{compression}").write_bytes(_compressed(header, compression))
         target = stem.with_suffix(f".1.{compression}")
         if compression == "zst":
@@ -157,6 +151,10 @@ class _LayerDigest:
 
 def _hex(layer: str) -> str:
     return layer.removeprefix("sha256:")
+
+
+def _size_bytes(piece: Path) -> int:
+    return int(piece.stem.partition("-")[2])
 
 
 def _compressed(content: bytes, compression: Compression) -> bytes:

@@ -1,0 +1,57 @@
+"""``python -m minga.deploy.status``: what ``make status`` shows.
+
+Reads ``build/status.json``, where the playbook notes what every PC answered: ``run``, the text
+of the ps's ``status.json``, and ``pcs``, Ansible's result of ``docker container ls`` by PC.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from minga.console import results, status_view
+from minga.deploy.image import ROOT
+
+ANSWERS = ROOT / "build" / "status.json"
+
+
+def main() -> int:
+    """Show the run and the containers; 3 if a PC did not answer."""
+    answers = json.loads(ANSWERS.read_text())
+    rows = [row for pc, answer in answers["pcs"].items() for row in rows_of(pc, answer)]
+    table = Table(box=None, pad_edge=False, header_style="heading")
+    for title in ("PC", "CONTAINER", "STATE", "IMAGE"):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    if answers["run"]:
+        results().print(status_view(json.loads(answers["run"])))
+    else:
+        results().print("No run yet: make train")
+    results().print()
+    results().print(table)
+    return 3 if any("unreachable" in row for row in rows) else 0
+
+
+def rows_of(pc: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield PC, container, state and image of each container, or why there is none."""
+    lines = answer.get("stdout_lines", [])
+    if not answer:
+        yield pc, "-", "not asked", "-"
+    elif answer.get("unreachable"):
+        yield pc, "-", "unreachable", "-"
+    elif answer.get("rc") != 0:
+        yield pc, "-", answer.get("stderr") or "no Docker", "-"
+    elif not lines:
+        yield pc, "-", "none: make deploy, make train", "-"
+    for line in lines:
+        name, image, state = line.split(maxsplit=2)
+        yield pc, name, state, image
+
+
+if __name__ == "__main__":
+    sys.exit(main())
