@@ -76,10 +76,14 @@ class Cluster:
         folder: everything that the processes write goes below it.
         data: the data set's folder.
         settings: ``section.field`` -> value, on top of a fast set-up for digits.
+        entry: Python's arguments that start the ``minga`` command.
     """
 
-    def __init__(self, folder: Path, data: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, data: Path, settings: dict[str, Any], entry: tuple[str, ...]
+    ) -> None:
         self.folder = folder
+        self._entry = entry
         self.runs = folder / "runs"
         self.port = free_port()
         self.identity = Identity.load_or_create(folder / "state")
@@ -209,7 +213,7 @@ class Cluster:
         name = name or role
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "minga", role, *flags],
+                [sys.executable, *self._entry, role, *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
@@ -219,9 +223,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, data: Path, **settings: Any) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, data: Path, *, entry: tuple[str, ...] = ("-m", "minga"), **settings: Any
+) -> Iterator[Cluster]:
     """Give a cluster; whatever is left of it is killed. Settings: ``section__field=value``."""
-    made = Cluster(folder, data, {key.replace("__", "."): v for key, v in settings.items()})
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    made = Cluster(folder, data, named, entry)
     try:
         yield made
     finally:

@@ -22,12 +22,26 @@ from minga.ps.journal import audit
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TRAIN = 1442
+WITHOUT_KINKS = (
+    "-c",
+    "import sys, torch\n"
+    "torch.nn.ReLU = torch.nn.Tanh\n"
+    "from minga.cli import main\n"
+    "sys.exit(main())",
+)
+"""minga with a smooth small-cnn: at a ReLU's kink two roundings of one weight part for good.
+
+Measured with torch alone: 3e-8 of noise on the weights is 1e-2 after 226 steps with ReLU.
+"""
 
 
 def torch_sgd(digits: Path, pushes: list[dict], lr: float, decay: float) -> dict[str, torch.Tensor]:
     """Train with torch.optim.SGD alone on the batches of a journal; return the state dict."""
     split = open_data(DataConfig(path=str(digits))).train
     model = models.build_model("small-cnn", 10, 8, seed=0)
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.ReLU):
+            setattr(model, name, nn.Tanh())
     decayed = [each for each in model.parameters() if each.ndim > 1]
     plain = [each for each in model.parameters() if each.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -68,7 +82,7 @@ def test_one_worker_without_codec_equals_torch_sgd(tmp_path: Path, digits: Path)
         "optimizer__clip_norm": "none",
         "evaluation__every_epochs": 5,
     }
-    with cluster(tmp_path, digits, **settings) as lan:
+    with cluster(tmp_path, digits, entry=WITHOUT_KINKS, **settings) as lan:
         lan.start_ps(world_size=2)
         lan.start_worker(1)
         assert lan.finish("ps") == 0
@@ -104,6 +118,11 @@ def trained_through_churn(tmp_path: Path, digits: Path, epochs: int) -> Cluster:
     return lan
 
 
+def worked(lan: Cluster) -> int:
+    """Return the samples of all workers in a finished run's summary."""
+    return sum(each["samples"] for each in lan.summary()["workers"])
+
+
 def test_every_sample_counts_once_though_workers_die_and_join(tmp_path: Path, digits: Path) -> None:
     epochs = 120
     lan = trained_through_churn(tmp_path, digits, epochs)
@@ -113,7 +132,7 @@ def test_every_sample_counts_once_though_workers_die_and_join(tmp_path: Path, di
     workers = {each["rank"]: each for each in lan.summary()["workers"]}
     assert workers[2]["joins"] == 2
     assert workers[4]["pushes"] > 0, "the fourth worker took part"
-    assert sum(each["samples"] for each in workers.values()) == epochs * TRAIN
+    assert worked(lan) == epochs * TRAIN
     assert lan.summary()["best_val_accuracy"] >= 0.97
 
     lines = lan.journal()
@@ -145,6 +164,7 @@ def test_a_stopped_ps_resumes_and_every_sample_still_counts_once(
     found = lan.audit(TRAIN, epochs)
     assert found.exact, found.problems
     assert lan.summary()["resumed_from"] > 0
+    assert worked(lan) == epochs * TRAIN
 
 
 def test_a_killed_ps_comes_back_with_its_checkpoint_and_says_what_is_repeated(
@@ -163,3 +183,4 @@ def test_a_killed_ps_comes_back_with_its_checkpoint_and_says_what_is_repeated(
     found = lan.audit(TRAIN, epochs)
     assert found.exact, found.problems
     assert found.repeated_pushes == lan.summary()["repeated_pushes"]
+    assert worked(lan) == epochs * TRAIN

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ ELSEWHERE = {"make check", "make deploy", "make train", "make status", "make sto
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is committed, set up already: with this interpreter's environment."""
     folder = tmp_path_factory.mktemp("a stranger's") / "minga"
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -42,7 +41,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(sys.prefix)
-    yield folder
+    return folder
 
 
 def run(command: str, folder: Path) -> str:

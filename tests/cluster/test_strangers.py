@@ -158,7 +158,7 @@ def test_a_function_off_the_list_is_refused_on_the_session_port_too(training: Cl
         timeout=60,
         check=True,
     )
-    assert "result" not in attack.stdout
+    assert not [line for line in attack.stdout.splitlines() if line.startswith("result")]
     assert "posix.getpid is not allowed" in attack.stdout
     assert "without this session's key" in attack.stdout, "what is on the list needs the key"
     intruder = attack.stdout.split()[0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from minga.errors import Refused
-from minga.ps.members import LEFT, LOST, TRAINING, Member, Members, Totals
+from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
 
 
 def admitted(members: Members, uuid: str, rank: int | None = None, now_s: float = 0.0) -> Member:
@@ -56,11 +58,20 @@ def test_a_rank_that_is_none_is_refused(rank: object) -> None:
     assert refused.value.code == "rank-invalid"
 
 
-def test_totals_of_a_checkpoint_go_on() -> None:
+def test_members_of_a_checkpoint_are_lost_until_they_join_again() -> None:
+    before = Members()
+    for uuid in "abc":
+        admitted(before, uuid).totals.samples = 500
     members = Members()
-    members.restore({2: Totals(samples=500)})
-    assert admitted(members, "a", 2).totals.samples == 500
-    assert admitted(members, "b", 1).totals.samples == 0
+    members.restore(json.loads(json.dumps(before.state())), now_s=7.0)
+    assert [(each.rank, each.state, each.heard_s) for each in members] == [
+        (rank, LOST, 7.0) for rank in (1, 2, 3)
+    ]
+    back = admitted(members, "b")
+    assert (back.rank, back.totals.samples, back.totals.joins) == (2, 500, 2)
+    assert back.generation == 4, "owners of leases stay unique"
+    assert admitted(members, "new").rank == 1, "a lost one's rank is free"
+    assert sum(each.totals.samples for each in members) == 1500, "nobody's work is forgotten"
 
 
 def test_active_are_those_heard_of_in_15_s_or_3_windows() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minga.algorithm.codec import CHUNK, CODECS, encode_push, make_codec
 from minga.ps import parameters as module
-from minga.ps.parameters import SharedParameters
+from minga.ps.parameters import SharedParameters, Update
 
 WEIGHTS, BUFFERS = CHUNK + 1000, 7
 STAGES = 3  # two chunks of weights, one of buffers
@@ -51,15 +51,14 @@ def push(
     parameters: SharedParameters, value: float = 4.0, push_id: int = 1, slot: int = SLOT
 ) -> int:
     """Push ``value`` everywhere at scale 1/2; buffers of 8 at weight 1/4."""
-    return parameters.apply(
-        payload_of(torch.full((WEIGHTS,), value)),
-        "none",
+    update = Update(
+        payload=payload_of(torch.full((WEIGHTS,), value)),
+        codec="none",
         scale=0.5,
         buffers=torch.full((BUFFERS,), 8.0),
         buffer_weight=0.25,
-        push_id=push_id,
-        slot=slot,
     )
+    return parameters.apply(update, push_id=push_id, slot=slot)
 
 
 def state(parameters: SharedParameters) -> str:
@@ -164,9 +163,8 @@ def test_a_push_moves_the_weights_by_scale_times_what_it_says(codec: str) -> Non
     parameters = SharedParameters.create(weights, torch.ones(BUFFERS))
     payload = payload_of(moved, codec)
 
-    version = parameters.apply(
-        payload, codec, scale=0.3, buffers=buffers, buffer_weight=0.2, push_id=9, slot=1023
-    )
+    update = Update(payload=payload, codec=codec, scale=0.3, buffers=buffers, buffer_weight=0.2)
+    version = parameters.apply(update, push_id=9, slot=1023)
 
     tolerance = {"none": 1e-6, "bf16": 2e-2, "int8": 2e-2}[codec]
     now, buffers_now, version_now = parameters.snapshot()
@@ -210,15 +208,14 @@ def test_loading_a_checkpoint_sets_everything() -> None:
 
 def test_a_model_without_buffers_is_fine() -> None:
     parameters = SharedParameters.create(torch.zeros(5), torch.empty(0))
-    parameters.apply(
-        payload_of(torch.ones(5)),
-        "none",
+    update = Update(
+        payload=payload_of(torch.ones(5)),
+        codec="none",
         scale=1.0,
         buffers=torch.empty(0),
         buffer_weight=1.0,
-        push_id=1,
-        slot=0,
     )
+    parameters.apply(update, push_id=1, slot=0)
     assert parameters.snapshot()[0].tolist() == [-1.0] * 5
 
 

@@ -50,63 +50,36 @@ class DataFacts:
         )
 
 
-class Accounts:
-    """The run's books: ledger, journal, members, schedule, last push of each worker process.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is trained on, for how long and how fast; fixed when the first worker has joined.
 
-    Attributes:
-        phase: ``train`` until the run is over, then ``done``; ``stopped`` when asked to stop.
+    Args:
+        settings: of the run.
+        facts: what the data are.
+        nominal_workers: expected; frozen in the learning rate's schedule.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        facts: DataFacts,
-        *,
-        nominal_workers: int,
-        parameters: SharedParameters,
-        journal: Journal,
-        events: EventLog,
-        members: Members,
-    ) -> None:
-        self.settings = settings
-        self.facts = facts
-        self.nominal_workers = nominal_workers
-        self.parameters = parameters
-        self.journal = journal
-        self.events = events
-        self.members = members
-        self.phase = TRAIN
-        self.norms = localsgd.RecentNorms()
-        self.last_sequence: dict[str, int] = {}
-        self.progressed: Callable[[], None] = lambda: None
-        batch, train = settings.train.batch_size, facts.train
-        chunk = max(_BATCHES_PER_CHUNK * batch, -(-train // _CHUNKS_PER_EPOCH))
-        self.ledger = Ledger(
-            "train",
-            samples=train,
-            epochs=settings.train.epochs,
-            chunk=settings.ledger.chunk or chunk,
-            lease_s=settings.ledger.lease_s,
-        )
-        self.evaluation = Evaluation(
-            parameters,
-            train=train,
-            validate=facts.val,
-            recalibration_images=settings.evaluation.recalibration_images,
-            lease_s=settings.ledger.lease_s,
-        )
-        self.last_push = 0
+    settings: Settings
+    facts: DataFacts
+    nominal_workers: int
 
     @property
     def total_samples(self) -> int:
         """Samples of the whole run."""
         return self.facts.train * self.settings.train.epochs
 
-    def learning_rate(self) -> float:
-        """Return the schedule's rate now, for a worker with the configured batch."""
+    @property
+    def chunk(self) -> int:
+        """Samples per lease."""
+        least = _BATCHES_PER_CHUNK * self.settings.train.batch_size
+        return self.settings.ledger.chunk or max(least, -(-self.facts.train // _CHUNKS_PER_EPOCH))
+
+    def learning_rate(self, samples_done: int) -> float:
+        """Return the schedule's rate for a worker with the configured batch."""
         chosen = self.settings.optimizer
         return localsgd.learning_rate(
-            self.ledger.counted,
+            samples_done,
             localsgd.Schedule(
                 kind=chosen.schedule,
                 lr=chosen.lr,
@@ -117,6 +90,49 @@ class Accounts:
                 warmup_epochs=chosen.warmup_epochs,
             ),
         )
+
+
+class Accounts:
+    """The run's books: ledger, journal, members, schedule, last push of each worker process.
+
+    Attributes:
+        phase: ``train`` until the run is over, then ``done``; ``stopped`` when asked to stop.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        parameters: SharedParameters,
+        journal: Journal,
+        events: EventLog,
+        members: Members,
+    ) -> None:
+        settings, facts = plan.settings, plan.facts
+        self.plan = plan
+        self.parameters = parameters
+        self.journal = journal
+        self.events = events
+        self.members = members
+        self.phase = TRAIN
+        self.norms = localsgd.RecentNorms()
+        self.last_sequence: dict[str, int] = {}
+        self.progressed: Callable[[], None] = lambda: None
+        self.ledger = Ledger(
+            "train",
+            samples=facts.train,
+            epochs=settings.train.epochs,
+            chunk=plan.chunk,
+            lease_s=settings.ledger.lease_s,
+        )
+        self.evaluation = Evaluation(
+            parameters,
+            train=facts.train,
+            validate=facts.val,
+            recalibration_images=settings.evaluation.recalibration_images,
+            lease_s=settings.ledger.lease_s,
+        )
+        self.last_push = 0
 
     def answer(self, handle: Handle, asked: Message) -> Message:
         """Answer a session's question. Raises ValueError on one that there is not."""
@@ -158,7 +174,9 @@ class Accounts:
         self.ledger.count(spans, time.monotonic())
         self.last_sequence[member.uuid] = int(message["sequence"])
         samples = sum(span.stop - span.start for span in spans)
-        staleness = int((facts or {}).get("staleness", 0))
+        # a session that was killed before its report: at most so stale, and this push itself
+        between = self.parameters.version - 1 - int(message["base_version"])
+        staleness = int((facts or {}).get("staleness", max(0, between)))
         self.journal.write(
             {
                 "push": pending.push,
@@ -208,7 +226,7 @@ class Accounts:
         done = self.ledger.counted
         if self.phase in (DONE, STOPPED):
             return Work(task=self.phase, samples_done=done)
-        settings, now_s = self.settings, time.monotonic()
+        settings, now_s = self.plan.settings, time.monotonic()
         leases = self.evaluation.grant(member.owner)
         window = settings.exchange.local_steps * (member.batch_size or settings.train.batch_size)
         missing = _LEASED_WINDOWS * window - self.ledger.held(member.owner)
@@ -217,7 +235,7 @@ class Accounts:
         return Work(
             task=TRAIN if busy else WAIT,
             lr=localsgd.worker_rate(
-                self.learning_rate(),
+                self.plan.learning_rate(done),
                 member.batch_size or settings.train.batch_size,
                 settings.train.batch_size,
             ),
@@ -324,6 +342,8 @@ class Accounts:
 
     def _tell(self, kind: str, member: Member, asked: Message) -> None:
         facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}
+        if kind == "lost" and member.state == LEFT:
+            return  # it said goodbye before
         if kind == "lost":
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:

@@ -97,16 +97,16 @@ class Coordinator:
     async def _train(self) -> None:
         """Validate when it is time, until every epoch is counted and measured."""
         accounts = await self._started()
-        every = self.state.settings.evaluation.every_epochs * accounts.facts.train
+        every = self.state.settings.evaluation.every_epochs * accounts.plan.facts.train
         due = every * (accounts.ledger.counted // every + 1)
         while True:
-            while accounts.ledger.counted < min(due, accounts.total_samples):
+            while accounts.ledger.counted < min(due, accounts.plan.total_samples):
                 self._progress.clear()
                 await self._progress.wait()
             counted = accounts.ledger.counted
             due = every * (counted // every + 1)
             await self._measure(accounts, counted)
-            if counted >= accounts.total_samples:
+            if counted >= accounts.plan.total_samples:
                 return
 
     async def _started(self) -> Accounts:
@@ -202,7 +202,7 @@ class Coordinator:
                 self.accounts.progressed = self._progress.set
                 self._sessions = self._make_sessions(self.accounts)
                 self._progress.set()
-        if facts != self.accounts.facts:
+        if facts != self.accounts.plan.facts:
             raise Refused(
                 f"this worker's data differ from the run's: {_differences(facts, self.accounts)}",
                 code="data-differs",
@@ -277,7 +277,7 @@ class Coordinator:
 def _differences(facts: DataFacts, accounts: Accounts) -> str:
     named = ("train", "val", "classes", "class_hash", "image_size")
     return ", ".join(
-        f"{name} {getattr(facts, name)} instead of {getattr(accounts.facts, name)}"
+        f"{name} {getattr(facts, name)} instead of {getattr(accounts.plan.facts, name)}"
         for name in named
-        if getattr(facts, name) != getattr(accounts.facts, name)
+        if getattr(facts, name) != getattr(accounts.plan.facts, name)
     )

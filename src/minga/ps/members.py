@@ -7,13 +7,15 @@ holder is dead; a rank that a live worker holds is refused, naming the holder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from minga.errors import Hint, Refused
 from minga.transport.stream import Message
 
 JOINING, TRAINING, LOST, LEFT = "joining", "training", "lost", "left"
 
+_KEPT = ("rank", "uuid", "name", "host", "hostname", "device", "generation")
 _ACTIVE_S = 15.0
 _ACTIVE_WINDOWS = 3
 
@@ -65,7 +67,6 @@ class Members:
 
     def __init__(self) -> None:
         self._by_rank: dict[int, Member] = {}
-        self._earlier: dict[int, Totals] = {}
         self._generation = 0
 
     def __iter__(self) -> Iterator[Member]:
@@ -97,15 +98,26 @@ class Members:
             device=str(hello.get("device", "")),
             generation=self._generation,
             heard_s=now_s,
-            totals=holder.totals if holder else self._earlier.pop(rank, Totals()),
+            totals=holder.totals if holder else Totals(),
         )
         member.totals.joins += 1
         self._by_rank[rank] = member
         return member
 
-    def restore(self, totals: dict[int, Totals]) -> None:
-        """Continue the totals of ranks from a checkpoint, as they join again."""
-        self._earlier = totals
+    def state(self) -> list[dict[str, Any]]:
+        """Return what a checkpoint keeps of each member (plain types)."""
+        return [
+            {name: getattr(member, name) for name in _KEPT} | {"totals": asdict(member.totals)}
+            for member in self
+        ]
+
+    def restore(self, state: list[dict[str, Any]], now_s: float) -> None:
+        """Continue from :meth:`state`: everybody is lost until he joins again."""
+        for kept in state:
+            totals = Totals(**kept["totals"])
+            member = Member(**{**kept, "totals": totals}, state=LOST, heard_s=now_s)
+            self._by_rank[member.rank] = member
+            self._generation = max(self._generation, member.generation)
 
     def current(self, member: Member) -> bool:
         """Whether this generation still holds its rank."""

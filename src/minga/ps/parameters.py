@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
 
@@ -33,6 +34,25 @@ _REDO, _PUSH, _SLOT, _NEW_VERSION, _CODEC, _PROGRESS, _SCALE, _BUFFER_WEIGHT = r
 _APPLIED = 16
 _HEADER_BYTES = 8 * (_APPLIED + SLOTS)
 _ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One push, as it is applied.
+
+    Args:
+        payload: uint8, of a codec for the length of the weights.
+        codec: its name.
+        scale: see :func:`minga.algorithm.localsgd.push_scale`.
+        buffers: fp32, the worker's BatchNorm buffers.
+        buffer_weight: their weight in the moving average.
+    """
+
+    payload: Tensor
+    codec: str
+    scale: float
+    buffers: Tensor
+    buffer_weight: float
 
 
 class SharedParameters:
@@ -125,25 +145,11 @@ class SharedParameters:
         with self.locked():
             pass
 
-    def apply(
-        self,
-        payload: Tensor,
-        codec: str,
-        *,
-        scale: float,
-        buffers: Tensor,
-        buffer_weight: float,
-        push_id: int,
-        slot: int,
-    ) -> int:
-        """Subtract ``scale`` times the decoded push, average the buffers in; whole or not at all.
+    def apply(self, update: Update, *, push_id: int, slot: int) -> int:
+        """Subtract the scaled push, average its buffers in; whole or not at all.
 
         Args:
-            payload: uint8, of a codec for ``self.weights`` values.
-            codec: its name.
-            scale: see :func:`minga.algorithm.localsgd.push_scale`.
-            buffers: fp32 [self.buffers], the worker's.
-            buffer_weight: their weight in the moving average.
+            update: what to apply.
             push_id: what :meth:`applied` returns for ``slot`` from then on.
             slot: of the session, below ``SLOTS``.
 
@@ -151,12 +157,13 @@ class SharedParameters:
             The new version.
         """
         with self.locked():
-            version, codec_index = self.version + 1, CODECS.index(codec)
-            assert payload.numel() == self._codecs[codec_index].nbytes, "another codec's payload"
-            self._at.redo_payload[: payload.numel()].copy_(payload)
-            self._at.redo_buffers.copy_(buffers)
-            self._floats[_SCALE] = scale
-            self._floats[_BUFFER_WEIGHT] = buffer_weight
+            version, codec_index = self.version + 1, CODECS.index(update.codec)
+            nbytes = update.payload.numel()
+            assert nbytes == self._codecs[codec_index].nbytes, "another codec's payload"
+            self._at.redo_payload[:nbytes].copy_(update.payload)
+            self._at.redo_buffers.copy_(update.buffers)
+            self._floats[_SCALE] = update.scale
+            self._floats[_BUFFER_WEIGHT] = update.buffer_weight
             self._store(_CODEC, codec_index)
             self._store(_PUSH, push_id)
             self._store(_SLOT, slot)

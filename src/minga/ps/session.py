@@ -23,7 +23,7 @@ import torch
 
 from minga.algorithm import codec as codecs
 from minga.algorithm import localsgd
-from minga.ps.parameters import SharedParameters
+from minga.ps.parameters import SharedParameters, Update
 from minga.transport import rpc, store
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
@@ -149,15 +149,14 @@ class Session:
             limit = localsgd.staleness_limit(active, self._spec.max_staleness)
             reason = localsgd.refusal(norm, staleness, limit, grant["median_norm"])
             if reason is None:
-                parameters.apply(
-                    payload,
-                    self._spec.codec,
+                update = Update(
+                    payload=payload,
+                    codec=self._spec.codec,
                     scale=localsgd.push_scale(self._spec.gain, active, staleness),
                     buffers=buffers,
                     buffer_weight=localsgd.moving_average_weight(active),
-                    push_id=grant["push"],
-                    slot=self._spec.slot,
                 )
+                parameters.apply(update, push_id=grant["push"], slot=self._spec.slot)
         facts = {"push": grant["push"], "staleness": staleness, "message": message}
         if reason is not None:
             return self._control.ask("refused", reason=reason, **facts)

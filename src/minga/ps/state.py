@@ -19,10 +19,10 @@ from minga.observe.events import EventLog
 from minga.observe.folder import RunFolder, write_json
 from minga.protocol import TRAIN
 from minga.ps import checkpoint
-from minga.ps.accounts import Accounts, DataFacts
+from minga.ps.accounts import Accounts, DataFacts, Plan
 from minga.ps.evaluation import Measured
 from minga.ps.journal import Journal
-from minga.ps.members import Members, Totals
+from minga.ps.members import Members
 from minga.ps.parameters import SharedParameters
 from minga.ps.sessions import Handle
 
@@ -58,7 +58,7 @@ class RunState:
         self._saving = asyncio.Lock()
         if resumed:
             self.measured = [Measured(**each) for each in resumed["measured"]]
-            self.members.restore({int(k): Totals(**v) for k, v in resumed["totals"].items()})
+            self.members.restore(resumed["members"], self.started_s)
 
     @property
     def wall_s(self) -> float:
@@ -97,10 +97,9 @@ class RunState:
         weights, buffers = layout.flatten(state)
         parameters = SharedParameters.create(weights, buffers)
         journal = Journal(self.folder.path / "journal.jsonl")
+        nominal = int(resumed["nominal_workers"]) if resumed else nominal_workers
         accounts = Accounts(
-            self.settings,
-            facts,
-            nominal_workers=int(resumed["nominal_workers"]) if resumed else nominal_workers,
+            Plan(self.settings, facts, nominal),
             parameters=parameters,
             journal=journal,
             events=self.events,
@@ -145,7 +144,7 @@ class RunState:
         """Write ``best.pth``: the very snapshot that was measured (blocking)."""
         parameters = accounts.parameters
         content = self._about(
-            accounts.facts, parameters.frozen_weights(), parameters.frozen_buffers()
+            accounts.plan.facts, parameters.frozen_weights(), parameters.frozen_buffers()
         )
         content.update(dataclasses.asdict(result))
         checkpoint.write(self.folder.best, content)
@@ -177,7 +176,7 @@ class RunState:
             for member in self.members
         ]
         counted = accounts.ledger.counted if accounts else 0
-        total = accounts.total_samples if accounts else 0
+        total = accounts.plan.total_samples if accounts else 0
         rate = sum(worker["samples_per_s"] for worker in workers)
         losses = [worker["loss"] for worker in workers if worker["loss"] is not None]
         return {
@@ -239,7 +238,7 @@ class RunState:
                 last_sequence=dict(accounts.last_sequence),
                 last_push=accounts.last_push,
                 journal_lines=accounts.journal.lines,
-                totals={str(m.rank): dataclasses.asdict(m.totals) for m in self.members},
+                members=self.members.state(),
                 measured=[dataclasses.asdict(each) for each in self.measured],
                 wall_s=self.wall_s,
             )
@@ -250,11 +249,11 @@ class RunState:
             loop.call_soon_threadsafe(copy_books)
             if not copied.wait(_LOOP_S):
                 raise TimeoutError("the ps's event loop stands still")
-        content = self._about(accounts.facts, weights, buffers)
+        content = self._about(accounts.plan.facts, weights, buffers)
         content.update(
             books,
             version=version,
-            nominal_workers=accounts.nominal_workers,
+            nominal_workers=accounts.plan.nominal_workers,
             phase=TRAIN,
         )
         return content

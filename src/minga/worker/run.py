@@ -178,8 +178,7 @@ class Worker:
         self._trainer = Trainer(
             settings,
             data,
-            replica=self._replica(settings, len(data.classes), data.image_size),
-            judge=self._replica(settings, len(data.classes), data.image_size),
+            replica=lambda: self._replica(settings, len(data.classes), data.image_size),
             batch_size=options.batch_size or settings.train.batch_size,
             leaving=self._leaving,
             progress=self._progress,

@@ -49,7 +49,7 @@ class Trainer:
     Args:
         settings: the run's, as the ps sent them.
         data: this worker's data set.
-        replica, judge: the model that trains, and one for validation leases.
+        replica: makes the model that trains, and another one for validation leases.
         batch_size: images per local step.
         leaving: set when this worker was asked to leave.
         progress: called after each push with what to show.
@@ -60,8 +60,7 @@ class Trainer:
         settings: Settings,
         data: ImageData,
         *,
-        replica: Replica,
-        judge: Replica,
+        replica: Callable[[], Replica],
         batch_size: int,
         leaving: threading.Event,
         progress: Callable[[Message], None],
@@ -69,8 +68,8 @@ class Trainer:
         self.totals = Totals()
         self._settings = settings
         self._data = data
-        self._replica = replica
-        self._judge = judge
+        self._replica = replica()
+        self._judge = replica()
         self._leaving = leaving
         self._progress = progress
         self._batch_size = batch_size
@@ -80,7 +79,7 @@ class Trainer:
             batch_size=batch_size,
             augment=settings.data.augment,
         )
-        numel = replica.weights.numel()
+        numel = self._replica.weights.numel()
         self._codec = codecs.make_codec(settings.exchange.codec, numel)
         self._payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
         self._base = torch.zeros(numel)
