@@ -81,7 +81,8 @@ class VirtualPc:
             "systemd-nspawn",
             *("--quiet", "--register=no", "--keep-unit", "--boot"),
             f"--directory={self.folder / 'root'}",
-            f"--machine={self.name}",
+            f"--machine={self.plug.namespace}",
+            f"--hostname={self.name}",
             f"--network-namespace-path=/run/netns/{self.plug.namespace}",
             *("--capability=all", "--private-users=no"),
             *("--resolv-conf=bind-host", "--console=read-only"),
@@ -115,7 +116,10 @@ class VirtualPc:
         self.plug.unplug()
 
     def shut_down(self, limit_s: float = 120.0) -> float:
-        """Shut down as a person would, returns the seconds it took; power_on() boots again."""
+        """Shut down as a person would, returns the seconds it took; power_on() boots again.
+
+        A PC told to *reboot* from inside goes off too, and wants power_off() and power_on().
+        """
         # The shutdown may close this very connection before it answers.
         self.run("sudo systemctl poweroff", check=False)
         what = f"{self.name} to shut down"

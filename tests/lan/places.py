@@ -19,6 +19,8 @@ RUN = Path("/run/minga-lan")
 BRIDGE = "minga-lan0"
 SUBNET = "10.77.0.0/24"
 NAMESPACE_PREFIX = "minga-"
+NSPAWN = Path("/run/systemd/nspawn")
+"""What systemd-nspawn notes about its machines; a killed one leaves its notes."""
 _LOCK = Path("/run/minga-lan.lock")
 _SYSCTLS = STATE / "sysctls.json"
 
@@ -72,6 +74,7 @@ def let_the_pcs_out() -> None:
 def sweep() -> None:
     """Remove every process, mount, namespace, link, rule and folder of a virtual LAN."""
     groups.kill_all()
+    _forget_machines()
     _unmount_all()
     for name in _namespaces():
         sh("ip", "netns", "del", name, check=False)
@@ -85,6 +88,14 @@ def sweep() -> None:
             (Path("/proc/sys") / name).write_text(value)
     # Never across a mount that outlived the above: it may hold somebody's files.
     sh("rm", "-rf", "--one-file-system", str(STATE), str(RUN), timeout_s=300)
+
+
+def _forget_machines() -> None:
+    for root in STATE.glob("*/root"):
+        at = root.stat()
+        (NSPAWN / "locks" / f"inode-{at.st_dev}:{at.st_ino}").unlink(missing_ok=True)
+    for folder in NSPAWN.glob(f"propagate/{NAMESPACE_PREFIX}*"):
+        folder.rmdir()
 
 
 def _namespaces() -> list[str]:

@@ -38,6 +38,7 @@ def _traces() -> list[str]:
     found += [line for line in links if places.BRIDGE in line or " mg-" in line]
     found += [line for line in sh("iptables-save").stdout.splitlines() if places.BRIDGE in line]
     found += [str(place) for place in (places.STATE, places.RUN) if place.exists()]
+    found += map(str, [*places.NSPAWN.glob("propagate/minga-*"), *places.NSPAWN.glob("locks/*")])
     found += [str(place) for place in Path("/sys/fs/cgroup").glob("**/minga-lan")]
     return found
 
