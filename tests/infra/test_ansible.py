@@ -1,0 +1,165 @@
+"""Playbooks without a PC: syntax, what a wrong inventory is told, the files each PC gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minga.environment import known_variables
+from support import ROOT
+
+pytest.importorskip("ansible", reason="make lint installs it")
+
+PLAYBOOKS = sorted((ROOT / "ansible").glob("*.yml"))
+HERE = Path(__file__).parent
+
+
+def _play(inventory: Path | str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, *words],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "400",
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def _inventory(folder: Path, workers: int, *, ps: str = "desk-a ansible_host=10.0.0.10") -> Path:
+    lines = [f"desk-{n} ansible_host=10.0.0.{10 + n}" for n in range(1, workers + 1)]
+    path = folder / "inventory.ini"
+    path.write_text("\n".join(["[ps]", ps, "[workers]", *lines]) + "\n")
+    return path
+
+
+def test_every_playbook_has_valid_syntax() -> None:
+    ended = _play(ROOT / "inventory.ini", "--syntax-check", *PLAYBOOKS)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("playbook:") == len(PLAYBOOKS) >= 7
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "0 PCs under [ps] and 0 under [workers]"),
+        ("[ps]\na ansible_host=10.0.0.1\n", "1 PCs under [ps] and 0 under [workers]"),
+        ("[ps]\na ansible_host=10.0.0.1\nb ansible_host=10.0.0.2\n[workers]\nc\n", "2 PCs under"),
+        ("[ps]\na ansible_host=10.0.0.1\n[workers]\nb\n", "b: INVENTORY gives no IP address"),
+        ("[ps]\na ansible_host=127.0.0.1\n[workers]\nb ansible_host=10.0.0.2\n", "a: INVENTORY g"),
+        (
+            "[ps]\na ansible_host=10.0.0.1\n[workers]\nb ansible_host=10.0.0.1\n",
+            "a, b: one address for several PCs",
+        ),
+        ("[ps]\na ansible_host=192.0.2.10\n[workers]\nb ansible_host=10.0.0.2\n", "the example's"),
+    ],
+)
+def test_a_wrong_inventory_is_told_before_any_pc_is_asked(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lan.ini"
+    path.write_text(text)
+    ended = _play(path, ROOT / "ansible" / "deploy.yml")
+    assert ended.returncode != 0
+    assert told.replace("INVENTORY", str(path)) in " ".join(ended.stdout.split())
+    assert "unreachable=1" not in ended.stdout
+
+
+def test_the_example_inventory_is_right_but_for_its_addresses() -> None:
+    ended = _play(ROOT / "inventory.ini", ROOT / "ansible" / "inventory.yml")
+    assert "still has the example's addresses" in " ".join(ended.stdout.split())
+    assert ended.stdout.count("FAILED!") == 1
+
+
+def test_a_right_inventory_passes_also_with_one_pc_in_both_groups_and_ipv6(tmp_path: Path) -> None:
+    path = tmp_path / "lan.ini"
+    path.write_text(
+        "[ps]\na ansible_host=fd00::1\n[workers]\na ansible_host=fd00::1\nb ansible_host=10.0.0.2\n"
+    )
+    ended = _play(path, ROOT / "ansible" / "inventory.yml")
+    assert ended.returncode == 0, ended.stdout
+
+
+# -- rendered files
+
+
+def _render(inventory: Path, out: Path, *words: str) -> dict[str, str]:
+    """Return every rendered file by ``<PC>-<file>``."""
+    variables = inventory.parent / "group_vars"
+    if not variables.exists():
+        variables.symlink_to(ROOT / "ansible" / "group_vars")
+    out.mkdir()
+    ended = _play(inventory, HERE / "render.yml", "-e", f"out={out}", *words)
+    assert ended.returncode == 0, ended.stdout
+    return {path.name: path.read_text() for path in out.iterdir()}
+
+
+def _variables(text: str) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_each_worker_is_told_its_rank_and_all_are_told_the_same_ps(
+    workers: int, tmp_path: Path
+) -> None:
+    files = _render(_inventory(tmp_path, workers), tmp_path / "out")
+    for rank in range(1, workers + 1):
+        told = _variables(files[f"desk-{rank}-worker.env"])
+        assert told["RANK"] == str(rank)
+        assert told["WORLD_SIZE"] == str(workers + 1)
+        assert told["MASTER_ADDR"] == "10.0.0.10"
+        assert told["MASTER_PORT"] == "30005"
+        assert told["MINGA_NAME"] == f"desk-{rank}"
+    assert _variables(files["desk-a-ps.env"])["RANK"] == "0"
+    assert "desk-a-worker.env" not in files
+
+
+def test_ranks_stay_when_only_one_pc_is_deployed(tmp_path: Path) -> None:
+    files = _render(_inventory(tmp_path, 3), tmp_path / "out", "--limit", "desk-3")
+    assert _variables(files["desk-3-worker.env"])["RANK"] == "3"
+    assert {name.rsplit("-", 1)[0] for name in files if name.endswith("worker.env")} == {"desk-3"}
+
+
+def test_minga_knows_every_variable_that_is_told_and_none_is_a_secret(tmp_path: Path) -> None:
+    files = _render(_inventory(tmp_path, 1), tmp_path / "out")
+    told = _variables(files["desk-a-ps.env"]) | _variables(files["desk-1-worker.env"])
+    assert {name for name in told if name.startswith("MINGA_")} <= known_variables().keys()
+    assert told.keys() >= {"DATASET_URL", "VAL_DATASET_URL", "MINGA_TOKEN_FILE", "MINGA_RUNS"}
+    assert "MINGA_TOKEN" not in told
+
+
+def test_the_data_are_named_by_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASET", "some/where/flowers/")
+    files = _render(_inventory(tmp_path, 1), tmp_path / "out")
+    assert _variables(files["desk-1-worker.env"])["DATASET_URL"] == "/data/flowers"
+
+
+def test_compose_takes_the_gpu_file_only_where_there_is_a_gpu(tmp_path: Path) -> None:
+    inventory = _inventory(tmp_path, 1)
+    without = _variables(_render(inventory, tmp_path / "out")["desk-1-compose.env"])
+    assert without["COMPOSE_FILE"] == "/opt/minga/compose.worker.yml"
+    assert without["MINGA_IMAGE"] == "minga:1"
+    having = _variables(_render(inventory, tmp_path / "gpu", "-e", "gpu=1")["desk-1-compose.env"])
+    assert having["COMPOSE_FILE"] == "/opt/minga/compose.worker.yml:/opt/minga/compose.gpu.yml"
+
+
+def test_the_guard_names_every_peer_and_nobody_else(tmp_path: Path) -> None:
+    inventory = _inventory(tmp_path, 2, ps="desk-a ansible_host=10.0.0.10 minga_address6=fd00::10")
+    guard = _render(inventory, tmp_path / "out")["desk-a-firewall.nft"]
+    assert "elements = { 10.0.0.10, 10.0.0.11, 10.0.0.12 }" in guard
+    assert "elements = { fd00::10 }" in guard
+    assert "tcp dport 30005 jump peers_only" in guard
+    alone = _render(_inventory(tmp_path, 1), tmp_path / "two")["desk-a-firewall.nft"]
+    assert alone.count("elements") == 1, "an empty set has no elements line"

@@ -1,0 +1,259 @@
+"""The image's tool: which layers a host lacks, pieces that load, what makes a new build."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
+pytest.importorskip("docker", reason="make lint installs it")
+
+from minga.deploy import image, status  # noqa: E402
+from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
+from minga.deploy.staging import Staging  # noqa: E402
+
+# -- which layers
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "count"),
+    [("", "abc", 0), ("abc", "abc", 3), ("abd", "abc", 2), ("ab", "abc", 2), ("xbc", "abc", 0)],
+)
+def test_layers_are_shared_up_to_the_first_difference(have: str, want: str, count: int) -> None:
+    assert shared_prefix(have, want) == count
+
+
+def test_a_host_is_sent_what_follows_its_longest_common_chain() -> None:
+    assert missing_layers([], ["a", "b", "c"]) == ("a", "b", "c")
+    assert missing_layers([["x"], ["a", "b", "o"], ["a"]], ["a", "b", "c"]) == ("c",)
+    assert missing_layers([["a", "b", "c"]], ["a", "b", "c"]) == ()
+
+
+def test_a_layer_found_under_another_chain_is_sent_all_the_same() -> None:
+    assert missing_layers([["x", "c"]], ["a", "b", "c"]) == ("a", "b", "c")
+
+
+def test_a_layer_that_comes_twice_is_sent_once() -> None:
+    assert missing_layers([], ["a", "e", "b", "e"]) == ("a", "e", "b")
+    assert missing_layers([["a", "e"]], ["a", "e", "b", "e"]) == ("b",)
+
+
+# -- pieces
+
+LAYERS = {name: name.encode() * size for name, size in (("os", 700), ("stack", 9001), ("code", 5))}
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+CHAIN = [_digest(content) for content in LAYERS.values()]
+CONFIG = json.dumps({"rootfs": {"type": "layers", "diff_ids": CHAIN}}).encode()
+
+
+def _tar(files: dict[str, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    file.seek(0)
+    return file
+
+
+def _saved_by_20() -> io.BytesIO:
+    """As Docker 20 to 24 save: a folder per layer, in the order of names that tell nothing."""
+    files = {f"{name}/layer.tar": content for name, content in sorted(LAYERS.items())}
+    manifest = [{"Config": "c.json", "Layers": [f"{name}/layer.tar" for name in LAYERS]}]
+    return _tar({**files, "c.json": CONFIG, "manifest.json": json.dumps(manifest).encode()})
+
+
+def _saved_by_29() -> io.BytesIO:
+    """As containerd's store saves: blobs by digest, layers zipped."""
+    zipped = {f"blobs/sha256/{n}": gzip.compress(content) for n, content in LAYERS.items()}
+    manifest = [{"Config": "blobs/sha256/c", "Layers": list(zipped)}]
+    head = {"manifest.json": json.dumps(manifest).encode(), "blobs/sha256/c": CONFIG}
+    return _tar({**head, **zipped})
+
+
+def _unpacked(folder: Path) -> dict[str, bytes]:
+    """What ``cat folder/* | docker load`` reads."""
+    joined = io.BytesIO(b"".join(path.read_bytes() for path in sorted(folder.iterdir())))
+    if joined.getvalue().startswith(b"\x1f\x8b"):
+        plain = gzip.decompress(joined.getvalue())
+    else:
+        with zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True) as reader:
+            plain = reader.read()
+    with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("saved", [_saved_by_20, _saved_by_29])
+@pytest.mark.parametrize("compression", ["zst", "gz"])
+def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_missing(
+    saved: object, compression: str, tmp_path: Path
+) -> None:
+    staging = Staging(tmp_path)
+    small = staging.take(saved(), CHAIN)  # type: ignore[operator]
+    config = small[json.loads(small["manifest.json"])[0]["Config"]]
+    assert config == CONFIG
+    assert not staging.lacks(CHAIN)
+
+    parcel = staging.parcel(CHAIN[2:], config, "minga:1", compression)  # type: ignore[arg-type]
+
+    files = _unpacked(parcel.folder)
+    manifest = json.loads(files["manifest.json"])[0]
+    assert manifest["RepoTags"] == ["minga:1"]
+    assert manifest["Layers"] == [f"{layer.removeprefix('sha256:')}.tar" for layer in CHAIN]
+    assert files[manifest["Config"]] == CONFIG
+    assert files.keys() == {"manifest.json", manifest["Config"], manifest["Layers"][2]}
+    content = files[manifest["Layers"][2]]
+    plain = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    assert plain == LAYERS["code"]
+    assert parcel.size_bytes == sum(path.stat().st_size for path in parcel.folder.iterdir())
+
+
+def test_the_same_parcel_is_laid_out_once(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    first = staging.parcel(CHAIN, CONFIG, "minga:1", "zst")
+    made = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    assert staging.parcel(CHAIN, CONFIG, "minga:1", "zst") == first
+    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == made
+    assert staging.parcel(CHAIN[1:], CONFIG, "minga:1", "zst").folder != first.folder
+
+
+def test_a_big_layer_that_is_staged_is_not_compressed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minga.deploy.staging._METADATA_BYTES", 1000)
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.zst")}
+    staging.take(_saved_by_20(), CHAIN)
+    again = {path for path in before if path.stat().st_ino != before[path]}
+    assert {path.name.partition("-")[2] for path in again} == {"20.zst"}, "os and stack are big"
+
+
+def test_layers_of_one_size_are_found_when_nothing_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minga.deploy.staging._METADATA_BYTES", 10)
+    first, second = b"1" * 1000, b"2" * 1000
+    chain = [_digest(first), _digest(second)]
+    staging = Staging(tmp_path)
+    staging.take(_tar({"a/layer.tar": first}), chain)
+    saved = {"a/layer.tar": first, "b/layer.tar": second}
+    staging.take(_tar(saved), chain)
+    assert staging.lacks(chain)
+    staging.take(_tar(saved), chain, skip_staged=False)
+    assert not staging.lacks(chain)
+
+
+def test_pruning_keeps_the_layers_of_the_image(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    folder = staging.parcel(CHAIN, CONFIG, "minga:1", "zst").folder
+    staging.prune(CHAIN[:2])
+    assert not staging.lacks(CHAIN[:2])
+    assert staging.lacks(CHAIN)
+    assert not folder.exists()
+
+
+def test_the_head_ends_the_archive(tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(head(CONFIG, "minga:1"))) as archive:
+        assert [member.name for member in archive] == [
+            f"{hashlib.sha256(CONFIG).hexdigest()}.json",
+            "manifest.json",
+        ]
+
+
+# -- builds
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with all that the image is built from."""
+    for name in (".dockerignore", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    return tmp_path
+
+
+def test_a_build_is_new_when_something_changes_that_is_in_it(sources: Path) -> None:
+    before = image.build_digest(sources)
+    assert image.build_digest(sources) == before
+    for name in ("src/minga/cli/app.py", "docker/Dockerfile", "docker/slim.sh", "constraints.txt"):
+        with (sources / name).open("a") as file:
+            file.write("# changed\n")
+        assert image.build_digest(sources) != before, name
+        before = image.build_digest(sources)
+
+
+def test_a_build_is_the_same_when_something_else_changes(sources: Path) -> None:
+    before = image.build_digest(sources)
+    for name in (
+        "train.yaml",
+        "src/minga/__pycache__/x.pyc",
+        "data/x.png",
+        "docker/compose.gpu.yml",
+    ):
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_text("changed")
+    assert image.build_digest(sources) == before
+
+
+def test_the_image_gets_the_pins_of_what_runs_and_of_nothing_else() -> None:
+    files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    shown = subprocess.run(
+        [sys.executable, ROOT / "docker" / "pins.py", *files],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    pins = dict(line.split("==") for line in shown.stdout.splitlines())
+    assert pins["torch"] == image.torch_pin((ROOT / "constraints.txt").read_text())
+    assert {"webdataset", "scikit-learn", "cyclopts", "tensorboard"} <= pins.keys()
+    assert not pins.keys() & {"pytest", "ruff", "ansible", "docker"}
+
+
+def test_the_engines_stream_reads_as_a_file() -> None:
+    chunks = iter([b"abc", b"", b"defgh"])
+    assert io.BufferedReader(image._Chunks(chunks), 4).read() == b"abcdefgh"
+
+
+def test_the_tools_do_not_import_torch() -> None:
+    code = "import sys, minga.deploy.image, minga.deploy.identity, minga.deploy.status as s\n"
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", timeout=60, check=True)
+
+
+# -- status
+
+
+def test_the_status_says_of_every_pc_what_it_does_or_why_nothing() -> None:
+    line = "minga-ps minga:1 Up 2 minutes"
+    assert list(status.rows_of("a", {"rc": 0, "stdout_lines": [line]})) == [
+        ("a", "minga-ps", "Up 2 minutes", "minga:1")
+    ]
+    for answer, state in (
+        ({"unreachable": True}, "unreachable"),
+        ({}, "not asked"),
+        ({"rc": 2, "stderr": "permission denied"}, "permission denied"),
+        ({"rc": 0, "stdout_lines": []}, "none: make deploy, make train"),
+    ):
+        assert [row[2] for row in status.rows_of("a", answer)] == [state]
