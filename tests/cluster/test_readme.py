@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.harness import wait_until
-from support import ROOT
+from support import ROOT, copy_project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -32,16 +30,8 @@ ELSEWHERE = {"make check", "make deploy", "make train", "make status", "make sto
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is committed, set up already: with this interpreter's environment."""
-    folder = tmp_path_factory.mktemp("a stranger's") / "minga"
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(sys.prefix)
-    return folder
+    """The project in a folder of its own, as a stranger has it after `make setup`."""
+    return copy_project(tmp_path_factory.mktemp("a stranger's") / "minga")
 
 
 def run(command: str, folder: Path) -> str:

@@ -1,0 +1,149 @@
+"""A copy of the project that deploys to a virtual LAN by `make`, and what it left on the PCs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lan.control import ControlDocker
+from lan.pc import VirtualPc
+from lan.shell import wait_for
+from lan.virtual import VirtualLan
+
+from minga.data.generated import generate
+from support import ROOT, copy_project
+
+FIGURES = ROOT / "build" / "lan-test.json"
+PORT = 30005
+CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 5, 80, 20, 60
+TRAIN = CLASSES * PER_CLASS
+MAKE_S = 1500
+
+_SETTINGS = {
+    "model": {"name": "resnet18", "stem": "stock"},
+    "train": {"epochs": EPOCHS, "batch_size": 16},
+    "optimizer": {"lr": 0.05},
+    "exchange": {"local_steps": 2},
+    "evaluation": {"every_epochs": EPOCHS // 4},
+    "checkpoint": {"every_s": 5},
+}
+
+Event = dict[str, Any]
+
+
+class Deployment:
+    """The project as its user has it, an inventory of the LAN's PCs, and data to train on."""
+
+    def __init__(self, folder: Path, lan: VirtualLan, control: ControlDocker) -> None:
+        self.folder = copy_project(folder / "minga")
+        self.lan = lan
+        self.data = generate(
+            self.folder / "data" / "tiny-imagenet-200",
+            classes=CLASSES,
+            train_per_class=PER_CLASS,
+            val_per_class=VAL_PER_CLASS,
+            size=32,
+            difficulty=0.2,
+        )
+        (self.folder / "train.yaml").write_text(yaml.safe_dump(_SETTINGS))
+        hosts = f'"-o UserKnownHostsFile={lan.known_hosts}"'
+        lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts)
+        self._env = {
+            **os.environ,
+            **control.env,
+            "PYTHONPATH": str(self.folder / "src"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "200",
+        }
+
+    def make(self, *words: str, expected: int = 0) -> str:
+        """Run ``make ... INVENTORY=lan.ini``; return what it printed."""
+        ended = subprocess.run(
+            ["make", *words, "INVENTORY=lan.ini"],
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=MAKE_S,
+            check=False,
+        )
+        assert ended.returncode == expected, ended.stdout[-6000:]
+        return ended.stdout
+
+    def timed(self, *words: str) -> tuple[float, int, str]:
+        """Run a make verb; return its seconds, the bytes that came to all PCs, its words."""
+        before, started_s = self.bytes_in(), time.monotonic()
+        printed = self.make(*words)
+        return time.monotonic() - started_s, sum(self.bytes_in()) - sum(before), printed
+
+    def bytes_in(self) -> list[int]:
+        """Return the bytes that came to each PC so far."""
+        return [pc.bytes_in_out()[0] for pc in self.lan.pcs.values()]
+
+    @property
+    def run_id(self) -> str:
+        """The run that the ps was last told."""
+        text = self.lan.ps.file("/opt/minga/run.env").read_text()
+        found = re.search(r"^MINGA_RUN_ID=(\S+)$", text, flags=re.MULTILINE)
+        assert found, "make train names a run"
+        return found[1]
+
+    @property
+    def run(self) -> Path:
+        """The run's folder on the ps's disk."""
+        return self.lan.ps.file(f"/opt/minga/var/runs/{self.run_id}")
+
+    def events(self, kind: str) -> list[Event]:
+        """Return the run's events of one kind so far."""
+        path = self.run / "events.jsonl"
+        if not path.exists():
+            return []
+        whole = path.read_text().rpartition("\n")[0]
+        return [each for each in map(json.loads, whole.splitlines()) if each["kind"] == kind]
+
+    def await_events(self, kind: str, count: int, limit_s: float = 180, **wanted: Any) -> Event:
+        """Wait for the ``count``-th event of a kind with these fields; return it."""
+
+        def fitting() -> list[Event]:
+            return [
+                each
+                for each in self.events(kind)
+                if all(each[key] == value for key, value in wanted.items())
+            ]
+
+        wait_for(f"{count} x {kind} {wanted}", lambda: len(fitting()) >= count, limit_s)
+        return fitting()[count - 1]
+
+    def still_pushes(self, limit_s: float = 120) -> None:
+        """Wait until the ps has applied another five pushes."""
+        self.await_events("push", len(self.events("push")) + 5, limit_s)
+
+
+def changed(printed: str) -> dict[str, int]:
+    """Return how much the last play recap says was changed, by PC."""
+    recap = printed.rpartition("PLAY RECAP")[2]
+    rows = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", recap, flags=re.MULTILINE)
+    return {name: int(count) for name, count in rows if name != "localhost"}
+
+
+def containers(pc: VirtualPc) -> dict[str, str]:
+    """Return name and state (``running 0``, ``exited 143``) of each of minga's containers."""
+    words = "docker container ls -aq --filter name=minga | xargs -r docker container inspect"
+    form = "{{.Name}} {{.State.Status}} {{.State.ExitCode}}"
+    lines = pc.sudo(f"{words} --format '{form}'").stdout.splitlines()
+    return {line.split()[0].lstrip("/"): line.split(maxsplit=1)[1] for line in lines}
+
+
+def note(**figures: Any) -> None:
+    """Add figures to ``build/lan-test.json``."""
+    FIGURES.parent.mkdir(exist_ok=True)
+    before = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    FIGURES.write_text(json.dumps({**before, **figures}, indent=1) + "\n")
+    print(figures)

@@ -1,0 +1,243 @@
+"""`make deploy`, `make train`, `make collect` on three fresh PCs; each test goes on from the last.
+
+The figures go to ``build/lan-test.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lan.control import ControlDocker
+from lan.deployment import (
+    EPOCHS,
+    FIGURES,
+    PORT,
+    TRAIN,
+    Deployment,
+    changed,
+    containers,
+    note,
+)
+from lan.network import Listener
+from lan.pc import VirtualPc
+from lan.shell import wait_for
+from lan.virtual import VirtualLan
+
+from minga.ps.journal import audit
+from support import ROOT
+
+pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
+
+INTRUDER = (
+    """
+import sys
+from minga.errors import Refused
+from minga.transport.dial import Join
+from minga.transport.identity import TOKEN_BYTES, Secret
+address, pin = sys.argv[1], Secret.parse(sys.argv[2]).pin
+try:
+    with Join((address, int(sys.argv[3])), Secret(bytes(TOKEN_BYTES), pin), {}):
+        print("in")
+except Refused as refused:
+    print(refused.code)
+"""
+    % PORT
+)
+
+
+@pytest.fixture(scope="module")
+def project(
+    lan: VirtualLan, control: ControlDocker, tmp_path_factory: pytest.TempPathFactory
+) -> Deployment:
+    FIGURES.unlink(missing_ok=True)
+    return Deployment(tmp_path_factory.mktemp("control"), lan, control)
+
+
+def ours(pc: VirtualPc) -> list[Listener]:
+    """Return what minga's processes listen on."""
+    return [each for each in pc.listening() if each.process.startswith(("python", "minga"))]
+
+
+def test_deploy_provisions_pcs_that_have_nothing_but_docker(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    build_s, _, _ = project.timed("image")
+    image = json.loads((project.folder / "build" / "image" / "current.json").read_text())
+    deploy_s, deploy_bytes, printed = project.timed("deploy")
+    assert set(changed(printed)) == set(lan.pcs)
+    note(
+        hosts=len(lan.pcs),
+        image_bytes=image["size_bytes"],
+        image_build_s=round(build_s, 1),
+        deploy_s=round(deploy_s, 1),
+        deploy_bytes=deploy_bytes,
+    )
+    for pc in lan.pcs.values():
+        pc.sudo("cd /opt/minga && docker compose config --quiet")
+        assert pc.sudo("stat -c '%a %u' /opt/minga/secrets/token").stdout.split() == [
+            "600",
+            "10001",
+        ]
+
+
+def test_a_second_deploy_changes_nothing(project: Deployment, lan: VirtualLan) -> None:
+    seconds, _, printed = project.timed("deploy")
+    assert changed(printed) == dict.fromkeys(lan.pcs, 0)
+    note(second_deploy_changed=sum(changed(printed).values()), second_deploy_s=round(seconds, 1))
+
+
+def test_a_code_change_sends_little(project: Deployment, lan: VirtualLan) -> None:
+    with (project.folder / "src" / "minga" / "export.py").open("a") as file:
+        file.write("\n# another version\n")
+    before = project.bytes_in()
+    seconds, _, printed = project.timed("deploy")
+    most = max(now - then for now, then in zip(project.bytes_in(), before, strict=True))
+    note(redeploy_bytes=most, redeploy_s=round(seconds, 1))
+    assert all(count > 0 for count in changed(printed).values()), "control: it was a change"
+    assert most < 5_000_000
+
+
+def test_train_starts_the_ps_and_all_workers(project: Deployment, lan: VirtualLan) -> None:
+    project.make("train")
+    for rank in (1, 2):
+        project.await_events("push", 1, rank=rank)
+    assert containers(lan.ps) == {"minga-ps": "running 0"}
+    for worker in lan.workers:
+        assert containers(worker) == {"minga-worker": "running 0"}
+    status = project.make("status")
+    assert project.run_id in status
+    assert all(name in status for name in lan.pcs)
+    assert "Parameter Server is running..." in project.make("logs")
+
+
+def test_a_stranger_finds_no_open_port(project: Deployment, lan: VirtualLan) -> None:
+    listeners = {pc.name: ours(pc) for pc in lan.pcs.values()}
+    assert all(listeners.values()), "every PC listens on something, if only on loopback"
+    assert {each.port for each in listeners["pc1"] if each.address == "*"} == {PORT}
+
+    def scan() -> list[tuple[str, int]]:
+        return [
+            (address, port)
+            for pc in lan.pcs.values()
+            for port in sorted({each.port for each in listeners[pc.name]} | {PORT})
+            for address in (pc.address, pc.address6)
+            if lan.stranger.scan(address, port) == "open"
+        ]
+
+    found = scan()
+    note(
+        stranger_open_ports=len(found),
+        stranger_scanned_ports=sum(len(each) for each in listeners.values()),
+    )
+    assert found == []
+
+    lan.ps.sudo("nft delete table inet minga")
+    try:
+        found = scan()
+        token = (project.folder / ".minga" / "deploy" / "token").read_text()
+        words = ("env", f"PYTHONPATH={ROOT / 'src'}", sys.executable, "-c", INTRUDER)
+        said = lan.stranger.exec(*words, lan.ps.address, token, str(PORT), timeout_s=60)
+    finally:
+        lan.ps.sudo("systemctl restart minga-firewall")
+    note(stranger_open_ports_without_rules=len(found))
+    assert found == [(lan.ps.address, PORT), (lan.ps.address6, PORT)]
+    assert said.split() == ["token-wrong"], "and gets no further than the token"
+    assert scan() == []
+    project.still_pushes()
+
+
+def test_a_worker_pc_powered_off_and_on_comes_back_by_itself(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    worker = lan.workers[0]
+    joins = len(project.events("worker_join"))
+    worker.power_off()
+    project.await_events("worker_lost", 1, rank=1)
+    project.still_pushes()
+    worker.power_on()
+    wait_for("worker 1", lambda: len(project.events("worker_join")) > joins, 180)
+    assert project.events("worker_join")[-1]["rank"] == 1
+    project.still_pushes()
+
+
+def test_stop_in_mid_epoch_and_train_goes_on(project: Deployment, lan: VirtualLan) -> None:
+    run_id, counted = project.run_id, project.events("push")[-1]["samples_done"]
+    assert counted < TRAIN * EPOCHS, "the run is not over yet"
+    project.make("stop")
+    assert all("running" not in state for pc in lan.pcs.values() for state in containers(pc))
+    assert (project.run / "checkpoints" / "last.pth").exists()
+    assert not project.events("resume")
+    project.make("train")
+    assert project.run_id == run_id
+    resumed = project.await_events("resume", 1)
+    assert resumed["samples_done"] >= counted, "not from the beginning"
+    assert resumed["repeated_pushes"] == 0, "stopped, not killed: nothing is repeated"
+
+
+def test_the_run_ends_and_stays_ended(project: Deployment, lan: VirtualLan) -> None:
+    wait_for("the end of the run", lambda: (project.run / "summary.json").exists(), 900)
+    for pc in lan.pcs.values():
+        ended = f"{pc.name} to be done"
+        wait_for(ended, lambda pc=pc: set(containers(pc).values()) == {"exited 0"}, 60)
+    assert "is finished" in project.make("train")
+    lan.workers[0].power_off()
+    lan.workers[0].power_on()
+    assert set(containers(lan.workers[0]).values()) == {"exited 0"}
+
+
+def test_collect_brings_checkpoints_and_statistics_home(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    project.make("collect")
+    project.make("collect")  # again does no harm
+    run = project.folder / "runs" / project.run_id
+    assert {"best.pth", "last.pth"} == {each.name for each in (run / "checkpoints").iterdir()}
+    roles = {
+        re.sub(r"^(.*)_(ps|worker\d)_.*$", r"\1 \2", each.name)
+        for each in (run / "stats").iterdir()
+    }
+    assert roles == {"pc1 ps", "pc2 worker1", "pc3 worker2"}
+    summary = json.loads((run / "summary.json").read_text())
+    lines = (run / "journal.jsonl").read_text().splitlines()
+    found = audit(lines, seed=0, samples=TRAIN, epochs=EPOCHS)
+    note(accuracy=summary["best_val_accuracy"], ledger_exact=found.exact)
+    assert found.exact, found.problems
+    assert not audit(lines[1:], seed=0, samples=TRAIN, epochs=EPOCHS).exact, "the audit can fail"
+    assert summary["best_val_accuracy"] > 0.4
+
+    best = run / "checkpoints" / "best.pth"
+    command = [sys.executable, "-m", "minga", "eval", best, "--data", project.data, "--json"]
+    words = list(map(str, command))
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    measured = json.loads(ended.stdout)
+    assert measured["accuracy"] == measured["reported_accuracy"] == summary["best_val_accuracy"]
+
+
+def test_nothing_of_the_secret_is_in_what_docker_shows(
+    lan: VirtualLan, project: Deployment
+) -> None:
+    token = (project.folder / ".minga" / "deploy" / "token").read_text().strip()
+    for pc in lan.pcs.values():
+        shown = pc.sudo("docker container ls -aq | xargs docker container inspect").stdout
+        assert "minga" in shown
+        assert token not in shown
+
+
+def test_the_figures_are_all_there() -> None:
+    figures = json.loads(Path(FIGURES).read_text())
+    assert figures.keys() >= {
+        "hosts",
+        "deploy_s",
+        "deploy_bytes",
+        "second_deploy_changed",
+        "redeploy_bytes",
+        "accuracy",
+        "stranger_open_ports",
+        "stranger_open_ports_without_rules",
+        "ledger_exact",
+    }
