@@ -33,8 +33,7 @@ from support import ROOT
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 
-INTRUDER = (
-    """
+INTRUDER = """
 import sys
 from minga.errors import Refused
 from minga.transport.dial import Join
@@ -46,8 +45,6 @@ try:
 except Refused as refused:
     print(refused.code)
 """
-    % PORT
-)
 
 
 @pytest.fixture(scope="module")
