@@ -15,13 +15,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from minga.algorithm.codec import apply_delta, crc, encode_push, make_codec
 from minga.algorithm.localsgd import RecentNorms, combine_statistics
 from minga.config import OptimizerConfig
 from minga.models import Layout, build_model
 from minga.ps.parameters import SharedParameters
 from minga.ps.session import Control, Session, SessionSpec
 from minga.transport.stream import Message
+from minga.worker.exchange import Exchange as WorkerExchange
 from minga.worker.replica import Replica
 
 HET8 = (1, 1, 1, 1, 2, 2, 4, 8)
@@ -96,38 +96,53 @@ class Ps:
 
 
 class Exchange:
-    """A worker's side: its base, its residual, and one session at the ps."""
+    """A worker's own end of the exchange, and its session at the ps."""
 
     def __init__(self, ps: Ps) -> None:
         self.session = ps.session()
-        self._codec = make_codec(ps.codec, ps.parameters.weights)
-        self._residual = torch.zeros(ps.parameters.weights)
-        self.base = torch.zeros(ps.parameters.weights)
+        self._own = WorkerExchange(ps.codec, ps.parameters.weights, CPU)
         self.buffers = torch.zeros(ps.parameters.buffers)
-        self.payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
-        self.reply = torch.empty_like(self.payload)
+        self._answer: tuple[Message, Tensor, Tensor] | None = None
+        self.reply = torch.empty(0)
         self.version = 0
         self.pull()
+
+    @property
+    def base(self) -> Tensor:
+        """The weights that the ps knows this worker to hold."""
+        return self._own.base
 
     def pull(self) -> None:
         """Take the whole weights, as at a join."""
         answer, (weights, self.buffers) = self.session.handle({"do": "weights"}, ())
-        self.base.copy_(weights)
-        self._residual.zero_()
+        self._own.restart(weights)
         self.version = int(answer["version"])
 
-    def push(self, local: Tensor, buffers: Tensor) -> str:
-        """Push the way from base to local; take the reply; return the verdict."""
-        encode_push(self._codec, self.base, local, self._residual, self.payload)
-        message = {"do": "push", "base_version": self.version, "reference_crc": crc(self.base)}
-        answer, tensors = self.session.handle(message, (self.payload, buffers))
+    def send(self, local: Tensor, buffers: Tensor) -> str:
+        """Push the way from base to local; return the verdict. The reply is still on its way."""
+        crc_now = self._own.base_crc()
+        payload = self._own.encode(local)
+        message = {"do": "push", "base_version": self.version, "reference_crc": crc_now}
+        answer, tensors = self.session.handle(message, (payload, buffers))
         if answer["verdict"] == "applied":
-            self.reply, self.buffers = tensors
-            apply_delta(self._codec, self.reply, self.base)
-            self.version = int(answer["version"])
+            self._answer = (answer, *tensors)
         else:
             self.pull()
         return str(answer["verdict"])
+
+    def take(self, weights: Tensor) -> None:
+        """Take the reply, if there is one; ``weights`` keep what was trained meanwhile."""
+        if self._answer is not None:
+            answer, self.reply, self.buffers = self._answer
+            self._own.rebase(self.reply, weights)
+            self.version = int(answer["version"])
+            self._answer = None
+
+    def push(self, local: Tensor, buffers: Tensor) -> str:
+        """Push and take the reply at once; return the verdict."""
+        verdict = self.send(local, buffers)
+        self.take(local.clone())
+        return verdict
 
 
 class Worker:
@@ -138,6 +153,7 @@ class Worker:
         replica: its model.
         batches: what it trains on.
         step_s: simulated seconds of a local step.
+        in_flight: local steps of a window that are taken before the reply to the last push.
         bend: changes the difference before it is pushed; for negative controls.
     """
 
@@ -148,13 +164,17 @@ class Worker:
         batches: Batches,
         *,
         step_s: float = 1.0,
-        bend: Callable[[Tensor], Tensor] = lambda moved: moved,
+        in_flight: int = 0,
+        bend: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._ps = ps
         self._batches = batches
         self._bend = bend
+        self._in_flight = in_flight
         self.replica = replica
         self.step_s = step_s
+        self.steps: int | None = None
+        """H of its own; None takes the clock's."""
         self.join()
 
     def join(self) -> None:
@@ -164,13 +184,20 @@ class Worker:
         self.replica.load(self.exchange.base, self.exchange.buffers)
 
     def window(self, steps: int, lr: float) -> None:
-        """Take some local steps and exchange."""
-        for _ in range(steps):
+        """Take some local steps, the first ones with the last push in flight, and push."""
+        self.replica.set_buffers(self.exchange.buffers)
+        for number in range(steps):
+            if number == self._in_flight:
+                self.exchange.take(self.replica.weights)
             self.replica.step(*next(self._batches), lr)
+        self.exchange.take(self.replica.weights)
         base = self.exchange.base
-        local = base - self._bend(base - self.replica.weights)
-        self.exchange.push(local, self.replica.buffers())
-        self.replica.load(base, self.exchange.buffers)
+        if self._bend is not None:
+            self.replica.set_weights(base - self._bend(base - self.replica.weights))
+        if self.exchange.send(self.replica.weights, self.replica.buffers()) != "applied":
+            self.replica.load(base, self.exchange.buffers)
+        elif not self._in_flight:
+            self.exchange.take(self.replica.weights)
 
 
 @dataclass
@@ -189,7 +216,7 @@ class Clock:
         """Let these workers train from now on."""
         for worker in workers:
             self._started += 1
-            due_s = self.now_s + self.steps * worker.step_s
+            due_s = self.now_s + (worker.steps or self.steps) * worker.step_s
             heapq.heappush(self._due, (due_s, self._started, worker))
 
     def kill(self, workers: Sequence[Worker]) -> None:
@@ -201,7 +228,7 @@ class Clock:
         """Go on until so many windows are done, of all workers together."""
         for _ in range(windows):
             self.now_s, _, worker = heapq.heappop(self._due)
-            worker.window(self.steps, self.lr(self.windows))
+            worker.window(worker.steps or self.steps, self.lr(self.windows))
             self.windows += 1
             self.start([worker])
 
@@ -267,7 +294,8 @@ class Training:
         codec: str = "int8",
         gain: float = 1.0,
         momentum: float = 0.9,
-        bend: Callable[[Tensor], Tensor] = lambda moved: moved,
+        in_flight: int = 0,
+        bend: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._digits = digits
         options = OptimizerConfig(momentum=momentum)
@@ -276,7 +304,14 @@ class Training:
         self.ps = Ps(weights, self.first_buffers, workers=len(speeds), codec=codec, gain=gain)
         batches = digits.batches()
         self.workers = [
-            Worker(self.ps, Replica(build(), options, CPU), batches, step_s=step_s, bend=bend)
+            Worker(
+                self.ps,
+                Replica(build(), options, CPU),
+                batches,
+                step_s=step_s,
+                in_flight=in_flight,
+                bend=bend,
+            )
             for step_s in speeds
         ]
         self._judge = Replica(model, options, CPU)

@@ -94,8 +94,10 @@ class OptimizerConfig:
 class ExchangeConfig:
     """What crosses the wire, and how often."""
 
-    local_steps: Annotated[int, FROM_1] = 8
-    """Local optimizer steps between two exchanges (H)."""
+    local_steps: Annotated[int | None, FROM_1] = None
+    """Local optimizer steps between two exchanges (H); none balances compute and exchange."""
+    overlap: bool = True
+    """Train on while a push and its reply are on their way."""
     codec: Codec = "int8"
     """Encoding of pushes and replies, both with error feedback."""
     gain: Annotated[float, ABOVE_0] = 1.0

@@ -4,7 +4,7 @@ The live view shows a *status*, which is what ``runs/<run id>/status.json`` hold
 
     run_id, state, epoch, epochs, samples, total_samples, version, accuracy, best_accuracy,
     loss, samples_per_s, eta_s, up_s, refused,
-    workers: [{rank, name, host, device, state, samples, samples_per_s, staleness_mean,
+    workers: [{rank, name, host, device, state, samples, local_steps, samples_per_s, staleness_mean,
                staleness_max, refused, last_seen_s}]
 
 Any key may be missing or None: it is shown as a dash. Accuracies are shares of 1.
@@ -134,6 +134,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Status], str | Text]], ...] = (
     ("DEVICE", lambda worker: Text(str(worker.get("device", "-")))),
     ("STATE", _state),
     ("SAMPLES", lambda worker: _shown(worker.get("samples"), ",.0f")),
+    ("H", lambda worker: _shown(worker.get("local_steps"), "d")),
     ("SAMPLES/S", lambda worker: _shown(worker.get("samples_per_s"), ",.0f")),
     ("STALENESS mean/max", _staleness),
     ("REFUSED", lambda worker: _shown(worker.get("refused"), ",.0f")),

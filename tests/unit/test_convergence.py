@@ -6,6 +6,7 @@ time. T1 to T12 are the numbers of the algorithm's test plan; its thresholds are
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from minga.algorithm.codec import crc, encode_push, make_codec
 from minga.algorithm.localsgd import Schedule, learning_rate, staleness_limit
+from minga.algorithm.pacing import Pace, balance
 from minga.models import PIXEL_MEAN, PIXEL_STD, Layout
 
 
@@ -78,6 +80,37 @@ def test_one_worker_that_pushes_each_step_is_torchs_nesterov_sgd(digits: Digits)
     assert version == 200
     assert float((our_weights - weights).abs().max()) < 1e-5
     assert float((our_buffers - buffers).abs().max()) < 1e-5
+
+
+# T2: what is trained while a push is in flight counts once
+
+
+@pytest.mark.parametrize("in_flight", [0, 4])
+def test_overlap_of_one_worker_is_uninterrupted_sgd(digits: Digits, in_flight: int) -> None:
+    """Windows of 8 steps; 4 of each are taken before the reply to the last push is here."""
+    training = Training(digits, (1,), build=smooth_cnn, codec="none", in_flight=in_flight)
+    training.run(steps=8, windows=50, lr=0.05)
+    weights, _ = torchs_own_sgd(smooth_cnn(), digits.batches(), 400)
+    moved = weights - Layout(smooth_cnn()).flatten(smooth_cnn().state_dict())[0]
+    ours = training.ps.parameters.snapshot()[0]
+    assert float((ours - weights).norm() / moved.norm()) < 1e-5
+
+
+def test_a_reply_without_the_rebase_would_lose_what_was_trained_meanwhile(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control of the test above."""
+
+    def forgetful(exchange: Exchange, weights: Tensor) -> None:
+        take(exchange, weights)
+        weights.copy_(exchange.base)
+
+    take = Exchange.take
+    monkeypatch.setattr(Exchange, "take", forgetful)
+    training = Training(digits, (1,), build=smooth_cnn, codec="none", in_flight=4)
+    training.run(steps=8, windows=50, lr=0.05)
+    weights, _ = torchs_own_sgd(smooth_cnn(), digits.batches(), 400)
+    assert float((training.ps.parameters.snapshot()[0] - weights).norm() / weights.norm()) > 1e-2
 
 
 # T3 and T4: nothing is lost
@@ -187,8 +220,11 @@ def alone(digits: Digits) -> float:
     return training.accuracy(training.recalibrated())
 
 
-def test_eight_unequal_workers_train_as_well_as_one(digits: Digits, alone: float) -> None:
-    training = Training(digits, HET8)
+@pytest.mark.parametrize("in_flight", [0, 4])
+def test_eight_unequal_workers_train_as_well_as_one(
+    digits: Digits, alone: float, in_flight: int
+) -> None:
+    training = Training(digits, HET8, in_flight=in_flight)
     training.run()
 
     accuracy = training.accuracy(training.recalibrated())
@@ -214,8 +250,11 @@ def test_adding_up_all_windows_would_fail(digits: Digits) -> None:
     assert training.accuracy(training.recalibrated()) <= 60
 
 
-def test_batchnorm_statistics_must_travel_and_their_moving_average_is_good(digits: Digits) -> None:
-    windows = 100
+@pytest.mark.parametrize("in_flight", [0, 4])
+def test_batchnorm_statistics_must_travel_and_their_moving_average_is_good(
+    digits: Digits, in_flight: int
+) -> None:
+    windows = 120
     schedule = Schedule(
         kind="cosine",
         lr=0.3 * 128 / BATCH / math.sqrt(8),
@@ -225,7 +264,7 @@ def test_batchnorm_statistics_must_travel_and_their_moving_average_is_good(digit
         epochs=1,
         warmup_epochs=0.2,
     )
-    training = Training(digits, HET8, build=pooled_cnn)
+    training = Training(digits, HET8, build=pooled_cnn, in_flight=in_flight)
     clock = Clock(STEPS, lambda done: learning_rate(done * STEPS * BATCH, schedule))
     clock.start(training.workers)
     clock.run(windows)
@@ -235,6 +274,34 @@ def test_batchnorm_statistics_must_travel_and_their_moving_average_is_good(digit
     assert training.accuracy(training.first_buffers) <= 70
     assert moving_average >= 95
     assert abs(moving_average - recalibrated) <= 1.5
+
+
+# T10: unequal PCs in simulated time
+
+
+def test_unequal_pcs_are_five_times_as_fast_asynchronously_and_not_stale_with_steps_to_match() -> (
+    None
+):
+    def staleness(steps: dict[int, int]) -> tuple[float, int]:
+        """Return samples per second, and the largest staleness."""
+        ps = Ps(torch.zeros(4), torch.empty(0), workers=8, codec="none")
+        due = [(steps[n] * step_s, n) for n, step_s in enumerate(HET8)]
+        exchanges, done, now_s = [Exchange(ps) for _ in HET8], 0, 0.0
+        while now_s < 400:
+            now_s, n = heapq.heappop(due)
+            exchanges[n].push(exchanges[n].base - 1e-3, torch.empty(0))
+            done += steps[n]
+            heapq.heappush(due, (now_s + steps[n] * HET8[n], n))
+        return done / now_s, max(ps.books.staleness)
+
+    paces = {n: Pace(float(step_s), 0.4, 0.01, BATCH) for n, step_s in enumerate(HET8)}
+    balanced = balance(paces, 100_000, overlap=True).steps
+    synchronous = len(HET8) / max(HET8)
+    speed, balanced_staleness = staleness(balanced)
+    _, fixed_staleness = staleness(dict.fromkeys(range(8), 8))
+    assert speed / synchronous >= 4
+    assert balanced_staleness <= 2 * len(HET8)
+    assert fixed_staleness > 2 * len(HET8), "the control: the same steps for all"
 
 
 # T11: pushes that must not count
@@ -305,8 +372,11 @@ def after_seventy_pushes(codec: str) -> tuple[Ps, Exchange]:
 # T12
 
 
-def test_training_survives_three_dead_workers_and_one_that_comes_back(digits: Digits) -> None:
-    training = Training(digits, HET8)
+@pytest.mark.parametrize("in_flight", [0, 4])
+def test_training_survives_three_dead_workers_and_one_that_comes_back(
+    digits: Digits, in_flight: int
+) -> None:
+    training = Training(digits, HET8, in_flight=in_flight)
     parameters, workers = training.ps.parameters, training.workers
     clock = Clock(STEPS, lambda _: 0.3)
     clock.start(workers)
@@ -321,6 +391,7 @@ def test_training_survives_three_dead_workers_and_one_that_comes_back(digits: Di
     parameters.active_workers = 6
     clock.run(WINDOWS // 3)
 
+    back.exchange.take(back.replica.weights)
     assert crc(back.exchange.base) == crc(back.exchange.session._reference)
     assert training.ps.books.refused == []  # each push carried a CRC
     assert training.accuracy(training.recalibrated()) >= 95

@@ -189,6 +189,25 @@ def apply_delta(codec: Codec, payload: Tensor, target: Tensor) -> None:
         target[start:stop].add_(codec.decode(payload, start, stop))
 
 
+def rebase(codec: Codec, payload: Tensor, base: Tensor, pushed: Tensor, weights: Tensor) -> None:
+    """Take a reply: ``base += reply``, then ``weights = base + (weights - pushed)``.
+
+    What was trained while the push was in flight stays in the weights, and so enters the next
+    push once (delayed averaging with local progress; Async Local-SGD 2024, arXiv:2401.09135).
+
+    Args:
+        codec: of the run.
+        payload: uint8 [nbytes], the encoded reply.
+        base: fp32 [numel]; becomes the ps's reference, bit for bit.
+        pushed: fp32 [numel], the weights when the push was encoded.
+        weights: fp32 [numel]; changed. Without steps in between they become the base.
+    """
+    for start, stop in chunks(codec.numel):
+        part = slice(start, stop)
+        base[part].add_(codec.decode(payload, start, stop))
+        weights[part].sub_(pushed[part]).add_(base[part])
+
+
 def payload_norm(codec: Codec, payload: Tensor) -> float:
     """Return the L2 norm of the decoded payload; nan if any value or the norm is not finite."""
     squares = 0.0

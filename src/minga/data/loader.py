@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +68,7 @@ class BatchLoader:
         self._prefetch = prefetch
         self._changed = threading.Condition()
         self._leases: deque[Lease] = deque()  # what is not read yet
+        self._reading: list[Lease] = []
         self._ready: deque[Batch] = deque()
         self._pending = 0
         self._short_wanted = False
@@ -119,14 +120,22 @@ class BatchLoader:
             self._changed.notify_all()
             return batch
 
+    def put_back(self, segments: Sequence[Segment]) -> None:
+        """Deliver segments once more, and before all that was not delivered yet."""
+        with self._changed:
+            again = [*segments, *(each for batch in self._ready for each in batch.segments)]
+            leases = [Lease(s.lease, "train", s.epoch, s.start, s.stop) for s in again]
+            self._leases.extendleft(reversed([*leases, *self._reading]))
+            self._drop_what_was_read()
+            self._pending += sum(each.stop - each.start for each in segments)
+            self._changed.notify_all()
+
     def clear(self) -> None:
         """Drop all leases, batches and errors: the link was lost, others get the work."""
         with self._changed:
-            self._generation += 1
             self._leases.clear()
-            self._ready.clear()
+            self._drop_what_was_read()
             self._pending = 0
-            self._error = None
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -143,6 +152,7 @@ class BatchLoader:
                 if self._closed:
                     return
                 generation, parts = self._generation, self._cut()
+                self._reading = parts
             batch: Batch | None = None
             error: Exception | None = None
             try:
@@ -151,10 +161,17 @@ class BatchLoader:
                 error = raised
             with self._changed:
                 if generation == self._generation:
+                    self._reading = []
                     self._error = error
                     if batch:
                         self._ready.append(batch)
                     self._changed.notify_all()
+
+    def _drop_what_was_read(self) -> None:
+        self._generation += 1
+        self._ready.clear()
+        self._reading = []
+        self._error = None
 
     def _can_read(self) -> bool:
         if self._error or len(self._ready) >= self._prefetch:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minga.algorithm import localsgd
+from minga.algorithm.pacing import Pace, balance, explain
 from minga.config import Settings
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
@@ -24,6 +25,8 @@ from minga.ps.sessions import Handle, Pending
 from minga.transport.stream import Message
 
 _LEASED_WINDOWS = 2
+_ALIKE = 0.15
+"""A change of H that is smaller is noise."""
 _CHUNKS_PER_EPOCH = 100
 _BATCHES_PER_CHUNK = 4
 
@@ -199,8 +202,10 @@ class Accounts:
             samples_done=self.ledger.counted,
             loss=message.get("loss"),
             lr=message.get("lr"),
+            steps=message.get("steps"),
             compute_s=message.get("compute_s"),
             wait_s=message.get("wait_s"),
+            exchange_s=message.get("exchange_s"),
         )
         self.progressed()
 
@@ -218,6 +223,30 @@ class Accounts:
                 "worker_lost", worker=member.name, rank=member.rank, samples_back=back
             )
 
+    def repace(self) -> None:
+        """Choose H anew for everybody who trains, and say what was chosen if it differs much."""
+        exchange = self.plan.settings.exchange
+        training = {
+            member.rank: member
+            for member in self.members
+            if member.state == TRAINING and member.pace is not None
+        }
+        if exchange.local_steps is not None or not training:
+            return
+        paces = {rank: member.pace for rank, member in training.items() if member.pace}
+        pacing = balance(paces, self.plan.facts.train, overlap=exchange.overlap)
+        if all(_alike(pacing.steps[rank], member.steps) for rank, member in training.items()):
+            return
+        for rank, steps in pacing.steps.items():
+            training[rank].steps = steps
+        self.events.write(
+            "pacing",
+            window_s=pacing.window_s,
+            steps={str(rank): steps for rank, steps in pacing.steps.items()},
+            short_by=pacing.short_by,
+            why=explain(pacing, paces),
+        )
+
     def work(self, member: Member) -> Message:
         """Return ``{"work": ...}``: what this worker does next."""
         return {"work": self._next(member).to_dict()}
@@ -228,18 +257,17 @@ class Accounts:
             return Work(task=self.phase, samples_done=done)
         settings, now_s = self.plan.settings, time.monotonic()
         leases = self.evaluation.grant(member.owner)
-        window = settings.exchange.local_steps * (member.batch_size or settings.train.batch_size)
-        missing = _LEASED_WINDOWS * window - self.ledger.held(member.owner)
+        steps = settings.exchange.local_steps or member.steps
+        batch_size = member.batch_size or settings.train.batch_size
+        missing = _LEASED_WINDOWS * steps * batch_size - self.ledger.held(member.owner)
         leases += self.ledger.grant(member.owner, missing, now_s)
         busy = bool(leases) or self.ledger.held(member.owner) > 0
         return Work(
             task=TRAIN if busy else WAIT,
             lr=localsgd.worker_rate(
-                self.plan.learning_rate(done),
-                member.batch_size or settings.train.batch_size,
-                settings.train.batch_size,
+                self.plan.learning_rate(done), batch_size, settings.train.batch_size
             ),
-            steps=settings.exchange.local_steps,
+            steps=steps,
             leases=[lease.to_list() for lease in leases],
             snapshot=self.evaluation.snapshot,
             samples_done=done,
@@ -334,6 +362,13 @@ class Accounts:
         totals.compute_s += compute_s
         totals.wait_s += wait_s
         member.window_s = compute_s + wait_s
+        if message.get("exchange_s"):  # told along with the push after it
+            member.pace = Pace(
+                step_s=compute_s / max(1, int(message["steps"])),
+                exchange_s=float(message["exchange_s"]),
+                overhead_s=float(message["overhead_s"]),
+                batch_size=member.batch_size or self.plan.settings.train.batch_size,
+            )
         loss = message.get("loss")
         member.last_loss = float(loss) if loss is not None and math.isfinite(loss) else None
         if member.window_s > 0:
@@ -348,6 +383,10 @@ class Accounts:
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:
             self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
+
+
+def _alike(one: int, other: int) -> bool:
+    return abs(one - other) <= _ALIKE * other
 
 
 def _spans(message: Message) -> list[Span]:

@@ -31,6 +31,7 @@ _PREPARE_S = 15.0
 """A joining worker says every few seconds that it is still preparing."""
 _FAREWELL_S = 10.0
 _TICK_S = 1.0
+_PACE_S = 5.0
 
 
 class Coordinator:
@@ -70,6 +71,7 @@ class Coordinator:
         """Serve until the run is done or stopped; return which."""
         chores = [
             asyncio.create_task(self._every(_TICK_S, self._tick)),
+            asyncio.create_task(self._every(_PACE_S, self._repace)),
             asyncio.create_task(self._save_regularly()),
         ]
         ends = [asyncio.create_task(self._train()), asyncio.create_task(self._stop.wait())]
@@ -244,6 +246,10 @@ class Coordinator:
             for owner, samples in accounts.ledger.expire(now_s).items():
                 self.events.write("lease_expired", owner=owner, samples=samples)
         self.show(self.state.publish(accounts, self.refused_visitors))
+
+    async def _repace(self) -> None:
+        if self.accounts is not None:
+            self.accounts.repace()
 
     async def _save_regularly(self) -> None:
         accounts = await self._started()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from minga.algorithm.pacing import FIRST_STEPS, Pace
 from minga.errors import Hint, Refused
 from minga.transport.stream import Message
 
@@ -52,6 +53,10 @@ class Member:
     window_s: float = 0.0
     last_loss: float | None = None
     batch_size: int | None = None
+    steps: int = FIRST_STEPS
+    """H of its next windows."""
+    pace: Pace | None = None
+    """What its last windows took; none before the second push."""
     rate: float = 0.0
     """Samples per second over the last pushes."""
     totals: Totals = field(default_factory=Totals)

@@ -168,6 +168,7 @@ class RunState:
                 "device": member.device,
                 "state": member.state,
                 "loss": member.last_loss,
+                "local_steps": self.settings.exchange.local_steps or member.steps,
                 "samples_per_s": member.rate if member.state == "training" else 0.0,
                 "staleness_mean": member.totals.staleness_sum / max(1, member.totals.pushes),
                 "last_seen_s": now_s - member.heard_s,

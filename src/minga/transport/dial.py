@@ -170,15 +170,18 @@ class Link(AbstractContextManager["Link"]):
             self.close()
             raise
 
+    def start(
+        self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
+    ) -> rpc.Call:
+        """Call the session and go on. Raises ConnectionError when the link is broken."""
+        signed = {**message, "key": self._session["key"]}
+        return rpc.start_call(signed, tensors, timeout_s, self._lost)
+
     def call(
         self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
     ) -> tuple[Message, rpc.Tensors]:
         """Call the session. Raises ConnectionError when the link is broken or too slow."""
-        try:
-            signed = {**message, "key": self._session["key"]}
-            return rpc.call(signed, tensors, timeout_s, self._lost)
-        except RuntimeError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from error
+        return self.start(message, tensors, timeout_s=timeout_s).result()
 
     def close(self) -> None:
         """End the agent and every stream of this session."""

@@ -3,7 +3,7 @@
 A session is a 2-member *dynamic* group (``world_size=None``): no Gloo, no collective, no
 barrier. Its TensorPipe agents listen on loopback; forwarders carry their bytes through TLS.
 RPC unpickles what it receives, and unpickling is code execution, so every process that runs
-an agent installs an unpickler that knows just what a join and :func:`call` need.
+an agent installs an unpickler that knows just what a join and :func:`start_call` need.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -96,23 +97,60 @@ def own_port(store: dist.Store, name: str) -> int:
     return int(port)
 
 
-def call(
-    message: Message, tensors: Tensors, timeout_s: float, lost: threading.Event
-) -> tuple[Message, Tensors]:
-    """Call the ps's handler.
+class Call:
+    """A call under way."""
+
+    def __init__(self, future: torch.futures.Future[Any], lost: threading.Event) -> None:
+        self._future = future
+        self._lost = lost
+        self._finished = threading.Event()
+        self.finished_s = 0.0
+        """When the answer was here, by the monotonic clock."""
+        future.add_done_callback(self._note)
+
+    @property
+    def done(self) -> bool:
+        """Whether :meth:`result` returns or raises at once."""
+        return self._finished.is_set() or self._lost.is_set()
+
+    def result(self) -> tuple[Message, Tensors]:
+        """Wait for the answer.
+
+        Raises:
+            ConnectionError: the link broke, the handler failed, the time is up, or the session
+                was lost meanwhile (torch itself waits for a frozen peer).
+        """
+        while not self._finished.wait(_LOST_CHECK_S):
+            if self._lost.is_set():
+                raise ConnectionError("the session is lost")
+        try:
+            body, answered = self._future.wait()
+        except RuntimeError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from error
+        return json.loads(body), answered
+
+    def _note(self, _: object) -> None:
+        self.finished_s = time.monotonic()
+        self._finished.set()
+
+
+def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threading.Event) -> Call:
+    """Call the ps's handler; the tensors must stay as they are until the call is done.
+
+    Args:
+        message: plain types.
+        tensors: on the CPU.
+        timeout_s: after which the call fails.
+        lost: set when the session is lost.
 
     Raises:
-        RuntimeError: the link broke, the handler failed, or the time is up.
-        ConnectionError: ``lost`` was set meanwhile (torch itself waits for a frozen peer).
+        ConnectionError: there is no agent any more.
     """
-    future = rpc.rpc_async(PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s)
-    finished = threading.Event()
-    future.add_done_callback(lambda _: finished.set())
-    while not finished.wait(_LOST_CHECK_S):
-        if lost.is_set():
-            raise ConnectionError("the session is lost")
-    body, answered = future.wait()
-    return json.loads(body), answered
+    try:
+        future = rpc.rpc_async(PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s)
+    except RuntimeError as error:
+        raise ConnectionError(str(error).splitlines()[0]) from error
+    return Call(future, lost)
 
 
 def stop() -> None:

@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from minga.algorithm import codec as codecs
 from minga.config import Settings
 from minga.data.dataset import ImageData
 from minga.data.leases import Lease
 from minga.data.loader import BatchLoader, Segment, evaluation_batches
 from minga.protocol import DONE, STOPPED, WAIT, Work
 from minga.transport.dial import Link
+from minga.transport.rpc import Call
 from minga.transport.stream import Message
+from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
 
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
-_CALL_S = 60.0
+_CALL_S = 300.0
+"""A slow link may take so long; a dead peer is known in seconds, by its heartbeat."""
 _READ_S = 120.0
 
 
@@ -41,6 +43,26 @@ class Totals:
     wait_s: float = 0.0
     evaluated: int = 0
     refused_for: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Window:
+    """What was trained since the last push."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    started_s: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    """Seconds of it that the worker only waited for the ps."""
+
+
+@dataclass(slots=True)
+class _Push:
+    """A push whose answer is not here yet."""
+
+    call: Call
+    samples: int
+    sent_s: float
 
 
 class Trainer:
@@ -80,22 +102,16 @@ class Trainer:
             augment=settings.data.augment,
         )
         numel = self._replica.weights.numel()
-        self._codec = codecs.make_codec(settings.exchange.codec, numel)
-        self._payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
-        self._base = torch.zeros(numel)
-        self._residual = torch.zeros(numel)
+        self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
+        self._outstanding: _Push | None = None
+        self._next_buffers: torch.Tensor | None = None
         self._version = 0
         self._sequence = 0
-        self._last_wait_s = 0.0
-        self._last_bytes_in = 0
+        self._last = {"wait_s": 0.0, "exchange_s": 0.0, "overhead_s": 0.0, "bytes_in": 0}
+        """Of the exchange before: told along with the next push."""
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
-
-    @property
-    def codec_bytes(self) -> int:
-        """Bytes of one encoded push."""
-        return self._codec.nbytes
 
     def train(self, link: Link) -> str:
         """Train over this link until the run ends; return ``done``, ``stopped`` or ``left``.
@@ -106,12 +122,16 @@ class Trainer:
         self._begin(link)
         while True:
             if self._leaving.is_set() or self._work.task in (DONE, STOPPED):
+                if self._outstanding is not None:
+                    self._settle(link, self._outstanding)
                 link.call({"do": "leave"}, timeout_s=_CALL_S)
                 return "left" if self._leaving.is_set() else self._work.task
             if self._judging:
                 self._judge_lease(link, self._judging.popleft())
             elif self._loader.pending():
-                self._window(link)
+                self._train_window(link)
+            elif self._outstanding is not None:
+                self._settle(link, self._outstanding)
             else:
                 self._leaving.wait(_IDLE_S)
                 self._take(link.call({"do": "work"}, timeout_s=_CALL_S)[0])
@@ -126,15 +146,16 @@ class Trainer:
         self._loader.clear()
         self._judging.clear()
         self._judged_snapshot = 0
+        self._outstanding = None
         self._replica.reset_momentum()
         self._pull(link)
 
     def _pull(self, link: Link) -> None:
         answer, (weights, buffers) = link.call({"do": "weights"}, timeout_s=_CALL_S)
         self.totals.bytes_in += weights.nbytes + buffers.nbytes
-        self._base.copy_(weights)
-        self._residual.zero_()
+        self._exchange.restart(weights)
         self._replica.load(weights, buffers)
+        self._next_buffers = None
         self._version = int(answer["version"])
         self._take(answer)
 
@@ -148,67 +169,103 @@ class Trainer:
             else:
                 self._judging.append(lease)
 
-    def _window(self, link: Link) -> None:
-        """Take H local steps, push, and go on from the reply."""
-        started_s = time.monotonic()
-        losses: list[torch.Tensor] = []
-        segments: list[Segment] = []
-        while len(losses) < self._work.steps:
+    def _train_window(self, link: Link) -> None:
+        """Take H local steps, while the last push may still be in flight; then push."""
+        window = _Window()
+        if self._next_buffers is not None:
+            self._replica.set_buffers(self._next_buffers)
+            self._next_buffers = None
+        while len(window.losses) < self._work.steps:
+            if not self._keep_up(link, window, wait=False):
+                return
             batch = self._loader.next(_READ_S)
-            if batch is None:
+            if batch is not None:
+                step_loss = self._replica.step(batch.images, batch.labels, self._work.lr)
+                window.losses.append(step_loss)
+                window.segments.extend(batch.segments)
+            elif self._outstanding is None:
                 break
-            losses.append(self._replica.step(batch.images, batch.labels, self._work.lr))
-            segments.extend(batch.segments)
-        if losses:
-            loss = float(torch.stack(losses).mean())
-            self._push(link, segments, loss, time.monotonic() - started_s)
+            elif not self._keep_up(link, window, wait=True):  # its answer may bring leases
+                return
+        if self._keep_up(link, window, wait=True) and window.losses:
+            self._push(link, window)
 
-    def _push(self, link: Link, segments: list[Segment], loss: float, compute_s: float) -> None:
+    def _keep_up(self, link: Link, window: _Window, *, wait: bool) -> bool:
+        """Take the outstanding push's answer if it is here, or in any case.
+
+        Returns:
+            False if that push was refused: the window began from weights that the ps does not
+            know, so it is dropped, and its samples are trained on again.
+        """
+        push = self._outstanding
+        if push is None or not (wait or push.call.done):
+            return True
         started_s = time.monotonic()
-        codecs.encode_push(
-            self._codec, self._base, self._replica.cpu_weights(), self._residual, self._payload
-        )
+        applied = self._settle(link, push)
+        window.waited_s += time.monotonic() - started_s
+        if not applied:
+            self._loader.put_back(window.segments)
+        return applied
+
+    def _push(self, link: Link, window: _Window) -> None:
+        loss = float(torch.stack(window.losses).mean())  # waits for the device
+        compute_s = time.monotonic() - window.started_s - window.waited_s
+        encode_from_s = time.monotonic()
+        payload = self._exchange.encode(self._replica.weights)
         buffers = self._replica.buffers()
         self._sequence += 1
-        samples = sum(each.stop - each.start for each in segments)
+        bytes_out = payload.nbytes + buffers.nbytes
         message: dict[str, Any] = {
             "do": "push",
             "sequence": self._sequence,
             "base_version": self._version,
-            "progress": [[s.lease, s.epoch, s.start, s.stop, s.crc] for s in segments],
+            "progress": [[s.lease, s.epoch, s.start, s.stop, s.crc] for s in window.segments],
             "loss": loss,
             "lr": self._work.lr,
+            "steps": len(window.losses),
             "compute_s": compute_s,
-            "wait_s": self._last_wait_s,
-            "bytes_out": self._payload.nbytes + buffers.nbytes,
-            "bytes_in": self._last_bytes_in,
+            "bytes_out": bytes_out,
+            **self._last,
         }
         if self._sequence % _CHECK_EVERY == 0:
-            message["reference_crc"] = codecs.crc(self._base)
-        answer, tensors = link.call(message, (self._payload, buffers), timeout_s=_CALL_S)
-        self.totals.bytes_out += self._payload.nbytes + buffers.nbytes
+            message["reference_crc"] = self._exchange.base_crc()
+        sent_s = time.monotonic()
+        call = link.start(message, (payload, buffers), timeout_s=_CALL_S)
+        samples = sum(each.stop - each.start for each in window.segments)
+        self._outstanding = push = _Push(call, samples, sent_s)
+        self.totals.bytes_out += bytes_out
         self.totals.compute_s += compute_s
-        if answer["verdict"] == "applied":
-            self._go_on(answer, *tensors)
-            self.totals.samples += samples
-            self.totals.pushes += 1
-        else:
-            reason = str(answer.get("reason", answer["verdict"]))
-            self.totals.refused += 1
-            self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
-            self._take(answer)
-            self._pull(link)
-        self._last_wait_s = time.monotonic() - started_s
-        self.totals.wait_s += self._last_wait_s
+        self._last["wait_s"], self._last["overhead_s"] = 0.0, sent_s - encode_from_s
+        if not self._settings.exchange.overlap:
+            self._settle(link, push)
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
-    def _go_on(self, answer: Message, payload: torch.Tensor, buffers: torch.Tensor) -> None:
-        codecs.apply_delta(self._codec, payload, self._base)
-        self._replica.load(self._base, buffers)
-        self._version = int(answer["version"])
-        self._last_bytes_in = payload.nbytes + buffers.nbytes
-        self.totals.bytes_in += self._last_bytes_in
+    def _settle(self, link: Link, push: _Push) -> bool:
+        """Wait for a push's answer and go on from it; return whether it was applied."""
+        started_s = time.monotonic()
+        answer, tensors = push.call.result()
+        self._outstanding = None
+        waited_s = time.monotonic() - started_s
+        self._last["wait_s"] += waited_s
+        self._last["exchange_s"] = push.call.finished_s - push.sent_s
+        self.totals.wait_s += waited_s
         self._take(answer)
+        if answer["verdict"] == "applied":
+            reply, self._next_buffers = tensors
+            rebase_from_s = time.monotonic()
+            self._exchange.rebase(reply, self._replica.weights)
+            self._last["overhead_s"] += time.monotonic() - rebase_from_s
+            self._version = int(answer["version"])
+            self._last["bytes_in"] = reply.nbytes + self._next_buffers.nbytes
+            self.totals.bytes_in += reply.nbytes + self._next_buffers.nbytes
+            self.totals.samples += push.samples
+            self.totals.pushes += 1
+            return True
+        reason = str(answer.get("reason", answer["verdict"]))
+        self.totals.refused += 1
+        self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
+        self._pull(link)
+        return False
 
     def _judge_lease(self, link: Link, lease: Lease) -> None:
         """Do one lease of a validation on the ps's frozen snapshot."""

@@ -1,0 +1,104 @@
+"""How many local steps each worker takes between two exchanges (H), from what was measured.
+
+All windows aim at one length W, so that all PCs push about equally often (DyLU in Async
+Local-SGD, 2024, arXiv:2401.09135): a slow PC gets few steps, a fast one many. W is long enough
+for the exchange to hide behind the training of the next window, and for what cannot be hidden
+(encoding, decoding) to be a small share; short enough that an epoch keeps 8 rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FIRST_STEPS = 8
+"""Before anything is measured."""
+MOST_STEPS = 64
+ROUNDS_PER_EPOCH = 8
+
+_MARGIN = 1.25
+_OVERHEAD_SHARE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What one worker's last windows took.
+
+    Args:
+        step_s: seconds of one local step.
+        exchange_s: seconds from sending a push to having its reply.
+        overhead_s: seconds of a window that neither train nor overlap.
+        batch_size: samples of one local step.
+    """
+
+    step_s: float
+    exchange_s: float
+    overhead_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """Windows for all workers.
+
+    Args:
+        window_s: W, the length that all aim at.
+        steps: H by worker.
+        short_by: how much longer than an epoch's 8 rounds allow W would have to be; above 1
+            the network (or the ps) holds the training up.
+    """
+
+    window_s: float
+    steps: dict[int, int]
+    short_by: float
+
+
+def balance(paces: Mapping[int, Pace], epoch_samples: int, *, overlap: bool) -> Pacing:
+    """Choose H for each worker.
+
+    Args:
+        paces: by worker, at least one.
+        epoch_samples: size of the training set.
+        overlap: whether exchanges hide behind training.
+    """
+    hidden = {who: _MARGIN * pace.exchange_s if overlap else 0.0 for who, pace in paces.items()}
+    least = {who: _least_window_s(pace, overlap=overlap) for who, pace in paces.items()}
+    typical_s = statistics.median(hidden.values())
+    slowest_s = max(pace.step_s for pace in paces.values())  # its H is 1 at least
+    window_s = max(typical_s, statistics.median(least.values()), slowest_s)
+    steps, short_by = {}, 0.0
+    for who, pace in paces.items():
+        # a PC on a slow link takes longer windows of its own; the others do not wait for it
+        own_s = max(window_s, hidden[who], least[who])
+        most = most_steps(epoch_samples, len(paces), pace.batch_size)
+        steps[who] = min(max(1, round(own_s / pace.step_s)), most)
+        short_by = max(short_by, typical_s / (most * pace.step_s))
+    return Pacing(window_s, steps, short_by)
+
+
+def most_steps(epoch_samples: int, workers: int, batch_size: int) -> int:
+    """Return the largest H that keeps 8 rounds in an epoch."""
+    rounds = epoch_samples / (ROUNDS_PER_EPOCH * workers * batch_size)
+    return max(1, min(MOST_STEPS, int(rounds)))
+
+
+def _least_window_s(pace: Pace, *, overlap: bool) -> float:
+    """Return the window in which what cannot be hidden is a small share."""
+    bare_s = pace.overhead_s + (0.0 if overlap else pace.exchange_s)
+    return bare_s / _OVERHEAD_SHARE
+
+
+def explain(pacing: Pacing, paces: Mapping[int, Pace]) -> str:
+    """Return in a sentence why the windows are so long, and what would help if they are short."""
+    exchange_s = statistics.median(pace.exchange_s for pace in paces.values())
+    overhead_s = statistics.median(pace.overhead_s for pace in paces.values())
+    takes = f"an exchange takes {exchange_s:.2g} s"
+    if pacing.short_by > 1:
+        return (
+            f"network-bound: {takes}, {pacing.short_by:.1f} times what the longest window hides; "
+            "a faster link of the ps, fewer workers or larger batches would help"
+        )
+    if pacing.window_s <= overhead_s / _OVERHEAD_SHARE:
+        return f"encoding and decoding take {overhead_s:.2g} s: {_OVERHEAD_SHARE:.0%} of a window"
+    return f"{takes} and hides behind a window of {pacing.window_s:.2g} s"
