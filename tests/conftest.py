@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in 
 
 _OURS = ("RANK", "WORKER_RANK", "WORLD_SIZE", "EPOCHS", "USE_WEBDATASET")
 _OURS_BY_START = ("MINGA_", "MASTER_", "DATASET_URL", "VAL_DATASET_URL")
+_MAKES_OWN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # `make test` is not the parent of a test's make
 _PYTHON_KEEPS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
@@ -32,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name in _OURS or name.startswith(_OURS_BY_START):
+        if name in _OURS + _MAKES_OWN or name.startswith(_OURS_BY_START):
             monkeypatch.delenv(name)
 
 
