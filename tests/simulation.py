@@ -48,7 +48,8 @@ class Books:
             case "admit":
                 self.admitted += 1
                 median = self.norms.median if self.guard else None
-                return {"verdict": "granted", "push": self.admitted, "median_norm": median}
+                grant = {"verdict": "granted", "push": self.admitted, "median_norm": median}
+                return {**grant, "own_staleness": 0.0}
             case "applied":
                 self.norms.add(facts["norm"])
                 self.staleness.append(facts["staleness"])

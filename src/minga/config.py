@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 Codec = Literal["int8", "bf16", "none"]
 DataFormat = Literal["auto", "folders", "tiny-imagenet", "webdataset"]
 Augment = Literal["none", "crop-flip"]
+InFlight = Literal["train", "wait"]
 Schedule = Literal["cosine", "constant"]
 Stem = Literal["auto", "stock", "small"]
 
@@ -96,8 +97,8 @@ class ExchangeConfig:
 
     local_steps: Annotated[int | None, FROM_1] = None
     """Local optimizer steps between two exchanges (H); none balances compute and exchange."""
-    overlap: bool = True
-    """Train on while a push and its reply are on their way."""
+    in_flight: InFlight = "train"
+    """What a worker does while a push and its reply are on their way: train on, or wait."""
     codec: Codec = "int8"
     """Encoding of pushes and replies, both with error feedback."""
     gain: Annotated[float, ABOVE_0] = 1.0

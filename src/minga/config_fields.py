@@ -18,7 +18,6 @@ NONE = "none"
 """How "off" is written in flags, variables and YAML."""
 
 _KIND_IN_WORDS = {int: "a whole number", float: "a number", str: "a text"}
-_TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class SettingField:
 
     key: str
     kind: type
-    """int, float, str or bool."""
+    """int, float or str."""
     optional: bool
     """Whether it may be ``none``."""
     choices: tuple[str, ...]
@@ -46,8 +45,6 @@ class SettingField:
         """What it may be, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        if self.kind is bool:
-            return "true or false"
         words = _KIND_IN_WORDS[self.kind]
         if self.rule:
             words += f" {self.rule.words}"
@@ -63,23 +60,12 @@ class SettingField:
             return None
         if text in ("", NONE):
             raise ValueError(text)
-        if self.kind is bool:
-            if text not in _TRUTH:
-                raise ValueError(text)
-            return _TRUTH[text]
         value = self.kind(text)
         if self.kind is float and not math.isfinite(value):
             raise ValueError(text)
         if self.rule and not self.rule.holds(value):
             raise ValueError(text)
         return value
-
-
-def written(value: Any) -> str:
-    """Return a setting's value as it is written in flags, variables and YAML."""
-    if value is None:
-        return NONE
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @cache

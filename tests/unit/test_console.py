@@ -18,6 +18,7 @@ WORKER = {
     "device": "cuda:0",
     "state": "training",
     "samples": 123456,
+            "local_steps": 12,
     "samples_per_s": 1210.4,
     "staleness_mean": 1.25,
     "staleness_max": 7,
@@ -110,7 +111,7 @@ def test_the_status_view_shows_run_and_workers() -> None:
         "  best 58.0%  loss 0.412  1,210 samples/s  refused 2  up 1h02m  eta 1m13s"
     )
     assert header.split()[:6] == ["RANK", "NAME", "HOST", "DEVICE", "STATE", "SAMPLES"]
-    cells = "1 desk-a 192.168.1.21 cuda:0 training 123,456 1,210 1.2 / 7 2 0.4s"
+    cells = "1 desk-a 192.168.1.21 cuda:0 training 123,456 12 1,210 1.2 / 7 2 0.4s"
     assert first.split() == cells.split()
     assert second.split()[-1] == "41s"
 
@@ -118,7 +119,7 @@ def test_the_status_view_shows_run_and_workers() -> None:
 def test_the_status_view_of_a_run_that_has_not_begun_shows_dashes() -> None:
     headline, _, worker = _shown({"run_id": "r", "workers": [{"rank": 1}]})
     assert "acc -  best -  loss -  - samples/s" in headline
-    assert worker.split() == ["1", *["-"] * 9]
+    assert worker.split() == ["1", *["-"] * 10]
 
 
 def test_progress_shows_the_first_status_then_one_per_interval_and_the_last(

@@ -51,6 +51,12 @@ def test_eight_rounds_may_pass_before_a_push_is_too_old(
     assert localsgd.staleness_limit(active, setting) == limit
 
 
+def test_a_slow_pc_is_not_refused_for_its_own_speed_unless_the_user_says_so() -> None:
+    assert localsgd.staleness_limit(8, None, own=700.0) == 2800
+    assert localsgd.staleness_limit(8, None, own=3.0) == 64
+    assert localsgd.staleness_limit(8, 5, own=700.0) == 5
+
+
 @pytest.mark.parametrize(
     ("norm", "staleness", "median", "reason"),
     [

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from minga.config_fields import setting_fields, written
+from minga.config_fields import NONE, setting_fields
 from minga.environment import known_variables
 from support import ROOT
 
@@ -221,7 +221,8 @@ def test_ci_fails_when_make_test_fails(tmp_path: Path) -> None:
 def test_the_settings_page_tells_every_setting_as_the_code_has_it() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     for field in setting_fields().values():
-        row = f"| `{field.key}` | `{written(field.default)}` | {field.allowed} | {field.meaning} |"
+        default = NONE if field.default is None else field.default
+        row = f"| `{field.key}` | `{default}` | {field.allowed} | {field.meaning} |"
         assert row in page.splitlines()
 
 

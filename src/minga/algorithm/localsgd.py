@@ -20,6 +20,7 @@ REFERENCE_BATCH = 128
 OUTSIZED = 10.0
 """A push this many times the median norm is refused."""
 
+_OWN_ROUNDS = 4
 _RECENT_NORMS = 101
 _NORMS_NEEDED = 8
 
@@ -39,12 +40,18 @@ def moving_average_weight(active: int) -> float:
     return 1 / active
 
 
-def staleness_limit(active: int, setting: int | None) -> int:
+def staleness_limit(active: int, setting: int | None, own: float = 0.0) -> int:
     """Return the largest staleness that is not refused; 8 rounds if the user set none.
 
-    Generous enough that no PC is refused for being as old as its own speed makes it.
+    Args:
+        active: workers heard from lately.
+        setting: the user's limit.
+        own: pushes that the others make, on average, in one of this worker's rounds: no PC is
+            refused for being as old as its own speed makes it.
     """
-    return setting if setting is not None else max(64, 8 * active)
+    if setting is not None:
+        return setting
+    return max(64, 8 * active, math.ceil(_OWN_ROUNDS * own))
 
 
 def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) -> str | None:

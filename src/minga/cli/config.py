@@ -17,7 +17,7 @@ from minga.cli.settings_flags import (
     config_file,
     given_flags,
 )
-from minga.config_fields import written
+from minga.config_fields import NONE
 from minga.config_sources import resolve_settings
 from minga.console import results
 from minga.environment import known_variables
@@ -52,8 +52,9 @@ def show(
         return
     table = Table("SETTING", "VALUE", "SOURCE", box=None, pad_edge=False, header_style="heading")
     for key, row in shown.items():
+        value = NONE if row["value"] is None else str(row["value"])
         source_style = "quiet" if row["source"] == "default" else ""
-        table.add_row(key, Text(written(row["value"])), Text(row["source"], style=source_style))
+        table.add_row(key, Text(value), Text(row["source"], style=source_style))
     results().print(table)
 
 

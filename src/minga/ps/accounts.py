@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from minga.algorithm import localsgd
 from minga.algorithm.pacing import Pace, balance, explain
-from minga.config import Settings
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
+from minga.ps.facts import Plan
 from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger, Span
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
@@ -24,75 +23,10 @@ from minga.ps.parameters import SharedParameters
 from minga.ps.sessions import Handle, Pending
 from minga.transport.stream import Message
 
+_COSTS = ("session_cpu_s", "apply_cpu_s", "reply_cpu_s")
 _LEASED_WINDOWS = 2
 _ALIKE = 0.15
 """A change of H that is smaller is noise."""
-_CHUNKS_PER_EPOCH = 100
-_BATCHES_PER_CHUNK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What the first worker said of the data; every other must say the same."""
-
-    train: int
-    val: int
-    classes: int
-    class_hash: str
-    image_size: int
-
-    @classmethod
-    def from_message(cls, message: Message) -> DataFacts:
-        """Read a worker's report. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            train=int(message["train"]),
-            val=int(message["val"]),
-            classes=int(message["classes"]),
-            class_hash=str(message["class_hash"]),
-            image_size=int(message["image_size"]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is trained on, for how long and how fast; fixed when the first worker has joined.
-
-    Args:
-        settings: of the run.
-        facts: what the data are.
-        nominal_workers: expected; frozen in the learning rate's schedule.
-    """
-
-    settings: Settings
-    facts: DataFacts
-    nominal_workers: int
-
-    @property
-    def total_samples(self) -> int:
-        """Samples of the whole run."""
-        return self.facts.train * self.settings.train.epochs
-
-    @property
-    def chunk(self) -> int:
-        """Samples per lease."""
-        least = _BATCHES_PER_CHUNK * self.settings.train.batch_size
-        return self.settings.ledger.chunk or max(least, -(-self.facts.train // _CHUNKS_PER_EPOCH))
-
-    def learning_rate(self, samples_done: int) -> float:
-        """Return the schedule's rate for a worker with the configured batch."""
-        chosen = self.settings.optimizer
-        return localsgd.learning_rate(
-            samples_done,
-            localsgd.Schedule(
-                kind=chosen.schedule,
-                lr=chosen.lr,
-                batch_size=self.settings.train.batch_size,
-                workers=self.nominal_workers,
-                epoch_samples=self.facts.train,
-                epochs=self.settings.train.epochs,
-                warmup_epochs=chosen.warmup_epochs,
-            ),
-        )
 
 
 class Accounts:
@@ -179,7 +113,8 @@ class Accounts:
         samples = sum(span.stop - span.start for span in spans)
         # a session that was killed before its report: at most so stale, and this push itself
         between = self.parameters.version - 1 - int(message["base_version"])
-        staleness = int((facts or {}).get("staleness", max(0, between)))
+        facts = facts or {}
+        staleness = int(facts.get("staleness", max(0, between)))
         self.journal.write(
             {
                 "push": pending.push,
@@ -190,6 +125,7 @@ class Accounts:
                 "spans": [[span.epoch, span.start, span.stop, span.crc] for span in spans],
             }
         )
+        member.totals.session_cpu_s += float(facts.get("session_cpu_s", 0.0))
         self._score(member, message, samples, staleness)
         self.events.write(
             "push",
@@ -206,6 +142,8 @@ class Accounts:
             compute_s=message.get("compute_s"),
             wait_s=message.get("wait_s"),
             exchange_s=message.get("exchange_s"),
+            overhead_s=message.get("overhead_s"),
+            **{name: facts.get(name) for name in _COSTS},
         )
         self.progressed()
 
@@ -234,7 +172,7 @@ class Accounts:
         if exchange.local_steps is not None or not training:
             return
         paces = {rank: member.pace for rank, member in training.items() if member.pace}
-        pacing = balance(paces, self.plan.facts.train, overlap=exchange.overlap)
+        pacing = balance(paces, self.plan.facts.train, overlap=exchange.in_flight == "train")
         if all(_alike(pacing.steps[rank], member.steps) for rank, member in training.items()):
             return
         for rank, steps in pacing.steps.items():
@@ -287,6 +225,7 @@ class Accounts:
             "verdict": "granted",
             "push": self.last_push,
             "median_norm": self.norms.median,
+            "own_staleness": self.members.pushes_per_s() * _round_s(message),
         }
 
     def _applied(self, handle: Handle, asked: Message) -> Message:
@@ -383,6 +322,11 @@ class Accounts:
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:
             self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
+
+
+def _round_s(message: Message) -> float:
+    """Return how many seconds old a push is by its worker's own speed."""
+    return sum(float(message.get(name) or 0) for name in ("compute_s", "wait_s", "exchange_s"))
 
 
 def _alike(one: int, other: int) -> bool:

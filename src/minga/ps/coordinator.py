@@ -17,8 +17,9 @@ from minga import __version__
 from minga.errors import Hint, MingaError, Refused
 from minga.observe.events import EventLog
 from minga.protocol import DONE, PROTOCOL_VERSION, STOPPED, loopback_id
-from minga.ps.accounts import Accounts, DataFacts
+from minga.ps.accounts import Accounts
 from minga.ps.evaluation import Measured
+from minga.ps.facts import DataFacts
 from minga.ps.members import LEFT, LOST, Member, Members
 from minga.ps.session import SessionSpec
 from minga.ps.sessions import Handle, Sessions

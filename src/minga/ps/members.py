@@ -34,6 +34,7 @@ class Totals:
     bytes_out: int = 0
     compute_s: float = 0.0
     wait_s: float = 0.0
+    session_cpu_s: float = 0.0
     joins: int = 0
 
 
@@ -123,6 +124,10 @@ class Members:
             member = Member(**{**kept, "totals": totals}, state=LOST, heard_s=now_s)
             self._by_rank[member.rank] = member
             self._generation = max(self._generation, member.generation)
+
+    def pushes_per_s(self) -> float:
+        """Return how often those who train push, all together."""
+        return sum(1 / each.window_s for each in self if each.state == TRAINING and each.window_s)
 
     def current(self, member: Member) -> bool:
         """Whether this generation still holds its rank."""

@@ -16,6 +16,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -81,6 +82,8 @@ class Session:
         self._codec = codecs.make_codec(spec.codec, spec.weights)
         self._reference = torch.zeros(spec.weights)
         self._one_call = threading.Lock()
+        self._cpu_from_s = time.process_time()
+        self._reply_cpu_s = 0.0  # of the reply before: told along with the next push
 
     def handle(self, message: Message, tensors: rpc.Tensors) -> tuple[Message, rpc.Tensors]:
         """Answer one call; runs on an RPC thread.
@@ -123,12 +126,13 @@ class Session:
         crc = message.get("reference_crc")
         if crc is not None and crc != codecs.crc(self._reference):
             return self._control.ask("drifted", message=message), ()
+        started_s = time.thread_time()
         norm = codecs.payload_norm(self._codec, payload)
         if not bool(torch.isfinite(buffers).all()):
             norm = float("nan")
         verdict = self._control.ask("admit", message=message)
         if verdict["verdict"] == "granted":
-            verdict = self._apply(message, payload, buffers, norm, verdict)
+            verdict = self._apply(message, payload, buffers, norm, verdict, started_s)
         if verdict["verdict"] != "applied":
             return verdict, ()
         return self._reply(verdict)
@@ -140,13 +144,18 @@ class Session:
         buffers: torch.Tensor,
         norm: float,
         grant: Message,
+        started_s: float,
     ) -> Message:
-        """Judge and apply under one lock, so that staleness is what it is at that moment."""
+        """Judge and apply under one lock, so that staleness is what it is at that moment.
+
+        ``started_s`` is this thread's CPU clock when work on the push began.
+        """
         parameters = self._parameters
         with parameters.locked():
             active = max(1, parameters.active_workers)
             staleness = parameters.version - int(message["base_version"])
-            limit = localsgd.staleness_limit(active, self._spec.max_staleness)
+            own = float(grant["own_staleness"])
+            limit = localsgd.staleness_limit(active, self._spec.max_staleness, own)
             reason = localsgd.refusal(norm, staleness, limit, grant["median_norm"])
             if reason is None:
                 update = Update(
@@ -160,13 +169,21 @@ class Session:
         facts = {"push": grant["push"], "staleness": staleness, "message": message}
         if reason is not None:
             return self._control.ask("refused", reason=reason, **facts)
-        return self._control.ask("applied", norm=norm, **facts)
+        cpu_s, self._cpu_from_s = time.process_time() - self._cpu_from_s, time.process_time()
+        cost = {
+            "apply_cpu_s": time.thread_time() - started_s,
+            "reply_cpu_s": self._reply_cpu_s,
+            "session_cpu_s": cpu_s,
+        }
+        return self._control.ask("applied", norm=norm, **facts, **cost)
 
     def _reply(self, answer: Message) -> tuple[Message, rpc.Tensors]:
+        started_s = time.thread_time()
         version = self._parameters.version
         payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
         codecs.encode_reply(self._codec, self._parameters.read_chunk, self._reference, payload)
         buffers = self._parameters.read_buffers()
+        self._reply_cpu_s = time.thread_time() - started_s
         return {"version": version, **answer}, (payload, buffers)
 
     def _check_shapes(self, payload: torch.Tensor, buffers: torch.Tensor) -> None:

@@ -19,8 +19,9 @@ from minga.observe.events import EventLog
 from minga.observe.folder import RunFolder, write_json
 from minga.protocol import TRAIN
 from minga.ps import checkpoint
-from minga.ps.accounts import Accounts, DataFacts, Plan
+from minga.ps.accounts import Accounts
 from minga.ps.evaluation import Measured
+from minga.ps.facts import DataFacts, Plan
 from minga.ps.journal import Journal
 from minga.ps.members import Members
 from minga.ps.parameters import SharedParameters

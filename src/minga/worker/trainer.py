@@ -236,7 +236,7 @@ class Trainer:
         self.totals.bytes_out += bytes_out
         self.totals.compute_s += compute_s
         self._last["wait_s"], self._last["overhead_s"] = 0.0, sent_s - encode_from_s
-        if not self._settings.exchange.overlap:
+        if self._settings.exchange.in_flight == "wait":
             self._settle(link, push)
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
