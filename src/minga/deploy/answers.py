@@ -1,4 +1,4 @@
-"""What the PCs answered to a playbook: it notes that in ``build/``, ``make`` shows it from there."""
+"""What the PCs answered to a playbook, which notes it in ``build/``."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ def main() -> int:
     """Show all PCs' lines in the order of their times; 3 if a PC did not answer."""
     pcs = read_answers("logs")["pcs"]
     width = max(map(len, pcs), default=0)
-    for _, pc, line in sorted(line for pc, answer in pcs.items() for line in lines_of(pc, answer)):
-        results().print(f"{pc:{width}}  {line}", markup=False, soft_wrap=True)
+    lines = [line for pc, answer in pcs.items() for line in lines_of(pc, answer)]
+    for _, where, line in sorted(lines, key=lambda line: line[0]):  # of one time: as they came
+        results().print(f"{where:{width}}  {line}", markup=False, soft_wrap=True)
     silent = [pc for pc, answer in pcs.items() if answer.get("unreachable")]
     for pc in silent:
         results().print(f"{pc:{width}}  unreachable", markup=False)
