@@ -61,10 +61,12 @@ train: .venv/.minga-deploy ## Start the ps, then the workers; go on with an unfi
 	$(PLAY) ansible/train.yml
 
 status: .venv/.minga-deploy ## Show how the run goes and what every PC does
-	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/status.yml && $(BIN)/python -m minga.deploy.status
+	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/status.yml
+	@$(BIN)/python -m minga.deploy.status
 
 logs: .venv/.minga-deploy ## Show the last lines of every PC
-	$(PLAY) ansible/logs.yml
+	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/logs.yml
+	@$(BIN)/python -m minga.deploy.logs
 
 stop: .venv/.minga-deploy ## Stop workers and ps with a checkpoint; make train goes on
 	$(PLAY) ansible/stop.yml
@@ -73,7 +75,7 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 	$(PLAY) ansible/collect.yml
 
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
-	$(BIN)/pytest tests/lan
+	$(BIN)/pytest tests/lan -m lan
 
 clean: ## Remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

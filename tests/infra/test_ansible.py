@@ -124,6 +124,17 @@ def test_each_worker_is_told_its_rank_and_all_are_told_the_same_ps(
     assert "desk-a-worker.env" not in files
 
 
+def test_what_the_inventory_says_of_all_pcs_or_of_one_reaches_them(tmp_path: Path) -> None:
+    inventory = _inventory(tmp_path, 2)
+    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 minga_device=cpu minga_threads=3")
+    inventory.write_text(f"{own}[all:vars]\nminga_threads=2\nminga_batch_size=8\n")
+    files = _render(inventory, tmp_path / "out")
+    first, second = (_variables(files[f"desk-{rank}-worker.env"]) for rank in (1, 2))
+    assert (first["OMP_NUM_THREADS"], second["OMP_NUM_THREADS"]) == ("2", "3")
+    assert (first["MINGA_DEVICE"], second["MINGA_DEVICE"]) == ("", "cpu")
+    assert first["MINGA_TRAIN_BATCH_SIZE"] == second["MINGA_TRAIN_BATCH_SIZE"] == "8"
+
+
 def test_ranks_stay_when_only_one_pc_is_deployed(tmp_path: Path) -> None:
     files = _render(_inventory(tmp_path, 3), tmp_path / "out", "--limit", "desk-3")
     assert _variables(files["desk-3-worker.env"])["RANK"] == "3"

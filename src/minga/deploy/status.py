@@ -14,14 +14,13 @@ from typing import Any
 from rich.table import Table
 
 from minga.console import results, status_view
-from minga.deploy.image import ROOT
-
-ANSWERS = ROOT / "build" / "status.json"
+from minga.deploy.answers import read_answers, spread_out
 
 
 def main() -> int:
     """Show the run and the containers; 3 if a PC did not answer."""
-    answers = json.loads(ANSWERS.read_text())
+    spread_out()
+    answers = read_answers("status")
     rows = [row for pc, answer in answers["pcs"].items() for row in rows_of(pc, answer)]
     table = Table(box=None, pad_edge=False, header_style="heading")
     for title in ("PC", "CONTAINER", "STATE", "IMAGE"):
