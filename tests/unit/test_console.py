@@ -18,7 +18,7 @@ WORKER = {
     "device": "cuda:0",
     "state": "training",
     "samples": 123456,
-            "local_steps": 12,
+    "local_steps": 12,
     "samples_per_s": 1210.4,
     "staleness_mean": 1.25,
     "staleness_max": 7,
