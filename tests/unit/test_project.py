@@ -201,12 +201,17 @@ def test_a_start_script_is_short_and_exports_what_it_sets_and_minga_reads(
 # -- CI
 
 
-def test_ci_runs_make_test_from_any_folder(tmp_path: Path) -> None:
+def test_ci_runs_all_tests_from_any_folder(tmp_path: Path) -> None:
     _program(tmp_path / "bin" / "make", "pwd", 'echo "make $*"')
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     ended = _run(ROOT / ".ci" / "run", cwd=Path("/"), env={"PATH": path})
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-2:] == [str(ROOT), "make --no-print-directory test"]
+    assert ended.stdout.splitlines()[-4:] == [
+        str(ROOT),
+        "make --no-print-directory test",
+        str(ROOT),
+        "make --no-print-directory lan-test",
+    ]
 
 
 def test_ci_fails_when_make_test_fails(tmp_path: Path) -> None:
