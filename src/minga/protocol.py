@@ -15,6 +15,7 @@ In a session every call is ``(message, tensors)``; ``message["do"]`` is one of
     snapshot  -> the frozen weights and buffers of the current validation
     result    -> takes what was measured on a validation or calibration lease
     work      -> nothing but the work
+    progress  -> nothing: the worker is at work on what it holds, which it keeps
     leave     -> gives back what the worker holds
 
 and every answer carries ``work``: see :class:`Work`.

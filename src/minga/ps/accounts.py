@@ -87,6 +87,9 @@ class Accounts:
                 return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
             case "work":
                 return self._work_of(handle)
+            case "progress":
+                self.ledger.renew(member.owner, time.monotonic())
+                self.evaluation.renew(member.owner)
             case "result":
                 return self._result(member, asked["message"], str(asked["vector"]))
             case "leave":

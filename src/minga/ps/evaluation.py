@@ -107,6 +107,11 @@ class Evaluation:
         if self._ledger is not None:
             self._ledger.give_back(owner)
 
+    def renew(self, owner: str) -> None:
+        """The owner is making progress: its lease lasts on."""
+        if self._ledger is not None:
+            self._ledger.renew(owner, time.monotonic())
+
     def expire(self) -> None:
         """Take back what has been silent for too long."""
         if self._ledger is not None:

@@ -102,9 +102,11 @@ def _invite(
     console.say(f"  port     {port}")
     console.say("Start a worker on any PC of the LAN, in its copy of this project:")
     custom = "" if port == 30005 else f"MASTER_PORT={port} "
-    console.say(
-        f"  MASTER_ADDR={addresses[0]} {custom}MINGA_TOKEN={identity.secret} ./start_worker.sh"
-    )
+    # a token that was given as a file stays there: logs are read by more people than files
+    token = f"MINGA_TOKEN={identity.secret}"
+    if options.token_file:
+        token = f"MINGA_TOKEN_FILE=copy-of-{options.token_file.name}"
+    console.say(f"  MASTER_ADDR={addresses[0]} {custom}{token} ./start_worker.sh")
     console.say("Parameter Server is running...")
 
 

@@ -105,7 +105,7 @@ class Session:
                 case "result":
                     vector = base64.b64encode(tensors[0].numpy().tobytes()) if tensors else b""
                     return self._control.ask("result", message=message, vector=vector.decode()), ()
-                case "work" | "leave" as do:
+                case "work" | "progress" | "leave" as do:
                     return self._control.ask(do, message=message), ()
                 case other:
                     raise ValueError(f"unknown call {other!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,14 @@ from minga.transport.stream import Message
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
 
+_Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
 _CALL_S = 300.0
 """A slow link may take so long; a dead peer is known in seconds, by its heartbeat."""
 _READ_S = 120.0
+_REPORT_S = 5.0
+"""A worker that trains or judges says so this often, so that its leases last on."""
 
 
 @dataclass(slots=True)
@@ -104,6 +107,9 @@ class Trainer:
         numel = self._replica.weights.numel()
         self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
         self._outstanding: _Push | None = None
+        self._report: Call | None = None
+        self._reported_s = 0.0
+        self._report_every_s = min(_REPORT_S, settings.ledger.lease_s / 3)
         self._next_buffers: torch.Tensor | None = None
         self._version = 0
         self._sequence = 0
@@ -146,7 +152,7 @@ class Trainer:
         self._loader.clear()
         self._judging.clear()
         self._judged_snapshot = 0
-        self._outstanding = None
+        self._outstanding = self._report = None
         self._replica.reset_momentum()
         self._pull(link)
 
@@ -183,6 +189,7 @@ class Trainer:
                 step_loss = self._replica.step(batch.images, batch.labels, self._work.lr)
                 window.losses.append(step_loss)
                 window.segments.extend(batch.segments)
+                self._say_that_it_goes_on(link)
             elif self._outstanding is None:
                 break
             elif not self._keep_up(link, window, wait=True):  # its answer may bring leases
@@ -206,6 +213,14 @@ class Trainer:
         if not applied:
             self._loader.put_back(window.segments)
         return applied
+
+    def _say_that_it_goes_on(self, link: Link) -> None:
+        """Keep the leases of a PC that is slower than they last; it does not wait for an answer."""
+        now_s = time.monotonic()
+        due = now_s - self._reported_s >= self._report_every_s
+        if due and (self._report is None or self._report.done):
+            self._reported_s = now_s
+            self._report = link.start({"do": "progress"}, timeout_s=_CALL_S)
 
     def _push(self, link: Link, window: _Window) -> None:
         loss = float(torch.stack(window.losses).mean())  # waits for the device
@@ -286,8 +301,11 @@ class Trainer:
             "stop": lease.stop,
         }
         split = self._data.train if lease.kind == "calibrate" else self._data.val
-        batches = evaluation_batches(
-            split, lease, seed=self._settings.train.seed, batch_size=self._batch_size
+        batches = self._reporting(
+            link,
+            evaluation_batches(
+                split, lease, seed=self._settings.train.seed, batch_size=self._batch_size
+            ),
         )
         vector: tuple[torch.Tensor, ...] = ()
         if lease.kind == "calibrate":
@@ -300,3 +318,9 @@ class Trainer:
             message.update(correct=correct, loss_sum=loss_sum)
             self.totals.evaluated += lease.stop - lease.start
         self._take(link.call(message, vector, timeout_s=_CALL_S)[0])
+
+    def _reporting(self, link: Link, batches: Iterator[_Images]) -> Iterator[_Images]:
+        """Pass batches on, and say now and then that the work goes on."""
+        for batch in batches:
+            self._say_that_it_goes_on(link)
+            yield batch

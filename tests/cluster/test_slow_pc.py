@@ -1,0 +1,42 @@
+"""A PC that is slower than a lease lasts takes part all the same."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from cluster.harness import cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TRAIN, STEPS, EPOCHS, LEASE_S = 1442, 1000, 50, 1
+
+
+def test_windows_longer_than_a_lease_are_not_refused(tmp_path: Path, digits: Path) -> None:
+    settings = {
+        "train__epochs": EPOCHS,
+        "exchange__local_steps": STEPS,
+        "ledger__lease_s": LEASE_S,
+        "evaluation__every_epochs": EPOCHS,
+    }
+    with cluster(tmp_path, digits, **settings) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1)
+        assert lan.finish("ps", 200) == 0
+        assert lan.finish("worker1") == 0
+    pushes = [event for event in lan.events() if event["kind"] == "push"]
+    assert max(push["compute_s"] for push in pushes) > 1.5 * LEASE_S, "control: they are longer"
+    assert not [event for event in lan.events() if event["kind"] in ("refused", "lease_expired")]
+    assert lan.audit(TRAIN, EPOCHS).exact
+
+
+def test_a_frozen_worker_still_loses_its_lease(tmp_path: Path, digits: Path) -> None:
+    """The control: what is said on the way is said by who works, not by a heartbeat."""
+    with cluster(tmp_path, digits, train__epochs=2000, ledger__lease_s=LEASE_S) as lan:
+        lan.start_ps(world_size=3)
+        lan.start_worker(1)
+        lan.wait_for("push", rank=1)
+        lan.kill("worker1", signal.SIGSTOP)
+        lan.wait_for("lease_expired")
