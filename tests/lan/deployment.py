@@ -53,7 +53,8 @@ class Deployment:
         )
         (self.folder / "train.yaml").write_text(yaml.safe_dump(_SETTINGS))
         hosts = f'"-o UserKnownHostsFile={lan.known_hosts}"'
-        lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts)
+        # three PCs share the processors of one: more threads would only wait for each other
+        lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts, minga_threads="1")
         self._env = {
             **os.environ,
             **control.env,
