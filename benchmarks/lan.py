@@ -20,11 +20,12 @@ import argparse
 import fnmatch
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
@@ -118,6 +119,11 @@ def keep(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps({**about, "rows": kept + rows}, indent=1) + "\n")
 
 
+def ended(number: int, _: object) -> NoReturn:
+    """Leave by way of every clean-up."""
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 workers, a few seconds each")
@@ -130,6 +136,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("network namespaces need root: sudo .venv/bin/python benchmarks/lan.py")
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ended)  # a background job of a shell starts with SIGINT ignored
     rows = run(options)
     if not options.quick:
         keep(rows, options.out)
