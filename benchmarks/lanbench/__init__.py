@@ -1,0 +1,1 @@
+"""What :file:`benchmarks/lan.py` is made of: virtual PCs, systems, stand-in compute, rows."""
