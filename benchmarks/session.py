@@ -77,12 +77,16 @@ def worker(address: str, token: str, plain: bool) -> None:
 
 
 def without_tls(
-    secured: Callable[..., socket.socket], address: tuple[str, int], secret: Secret, name: str
+    secured: Callable[..., socket.socket],
+    address: tuple[str, int],
+    secret: Secret,
+    name: str | None,
+    timeout_s: float = 30.0,
 ) -> socket.socket:
     """Open a session's stream as minga does, but for TLS; a join stays as it is."""
     if name is None:
         return secured(address, secret, None)
-    raw = socket.create_connection(address)
+    raw = socket.create_connection(address, timeout=timeout_s)
     tune(raw)
     raw.sendall(preamble(name))
     return raw

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from minga.errors import Refused, UsageError
+from minga.transport import dial, rpc
 from minga.transport import stream as streams
 from minga.transport.forwarder import PortForwarder, forward
 from minga.transport.identity import Identity, Secret, client_context
@@ -212,3 +213,21 @@ def test_a_port_forwarder_opens_a_stream_per_connection_and_frees_its_port() -> 
                     assert end.recv(5) == sent
     forwarder.close()
     PortForwarder(port, open_stream).close()
+
+
+def test_a_group_that_is_not_formed_is_a_broken_link_and_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch, identity: Identity
+) -> None:
+    """torch says RuntimeError; the worker joins again as after any other loss."""
+
+    def never_formed(name: str, store: object) -> None:
+        raise RuntimeError("timed out\nand more")
+
+    near, far = socket.socketpair()
+    monkeypatch.setattr(dial, "dial", lambda *_: near)
+    monkeypatch.setattr(rpc, "start", never_formed)
+    session = {"id": "a" * 16, "key": "k", "port": 1, "here": True}
+    with pytest.raises(ConnectionError, match=r"no session: timed out$"):
+        dial.Link(("ps", 1), identity.secret, session, threading.Event(), lambda _: None)
+    assert near.fileno() == -1
+    far.close()

@@ -156,7 +156,7 @@ class Coordinator:
             with contextlib.suppress(OSError):
                 await join.send({"refused": refused})
         except (OSError, EOFError, ValueError, KeyError, TypeError, TimeoutError) as error:
-            self._turned_away(join.host, f"join failed: {error or type(error).__name__}")
+            self._turned_away(join.host, f"join failed: {str(error) or type(error).__name__}")
         finally:
             if member is not None and member.state == "joining":
                 member.state = LEFT

@@ -29,8 +29,8 @@ from minga.transport import rpc, store
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.stream import (
-    HANDSHAKE_S,
     HELLO_LIMIT_BYTES,
+    STREAM_S,
     Message,
     close,
     receive,
@@ -212,7 +212,7 @@ class _Streams:
             threading.Thread(target=self._serve, args=(raw,), name="stream", daemon=True).start()
 
     def _serve(self, raw: socket.socket) -> None:
-        raw.settimeout(HANDSHAKE_S)
+        raw.settimeout(STREAM_S)
         try:
             stream = self._context.wrap_socket(raw, server_side=True)
             hello = receive(stream, HELLO_LIMIT_BYTES)

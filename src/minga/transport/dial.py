@@ -14,7 +14,7 @@ from minga.transport import rpc
 from minga.transport.forwarder import PortForwarder
 from minga.transport.identity import Secret
 from minga.transport.store import WorkerStore
-from minga.transport.stream import Message, StreamClosed, dial, receive, send
+from minga.transport.stream import STREAM_S, Message, StreamClosed, dial, receive, send
 
 PROBE_S = 3.0
 RETRY_S = 2.0
@@ -139,7 +139,7 @@ class Link(AbstractContextManager["Link"]):
 
     Raises:
         PortTaken: ask the ps for another session.
-        OSError, RuntimeError: the session could not be set up.
+        OSError: the session could not be set up; another join may go well.
     """
 
     def __init__(
@@ -166,6 +166,9 @@ class Link(AbstractContextManager["Link"]):
         try:
             self._store = WorkerStore(self._open_stream("store"), on_lost)
             rpc.start(rpc.WORKER, self._store)
+        except RuntimeError as error:  # torch's word for a group that was not formed in time
+            self.close()
+            raise ConnectionError(f"no session: {str(error).splitlines()[0]}") from error
         except BaseException:
             self.close()
             raise
@@ -196,6 +199,6 @@ class Link(AbstractContextManager["Link"]):
         self.close()
 
     def _open_stream(self, role: str) -> ssl.SSLSocket:
-        stream = dial(self._address, self._secret, str(self._session["id"]))
+        stream = dial(self._address, self._secret, str(self._session["id"]), STREAM_S)
         send(stream, {"key": self._session["key"], "role": role})
         return stream

@@ -21,6 +21,8 @@ PREAMBLE_BYTES = 32
 HELLO_LIMIT_BYTES = 4096
 FRAME_LIMIT_BYTES = 64 * 1024 * 1024
 HANDSHAKE_S = 5.0
+STREAM_S = 30.0
+"""For the handshake of a session's stream: its owner proved the token, and may be a busy PC."""
 SESSION_ID_CHARS = 16
 
 _MAGIC = b"minga/1 "
