@@ -20,7 +20,6 @@ class Exchange:
         device: where the weights are.
 
     Attributes:
-        nbytes: bytes of one payload.
         base: fp32 [numel], the weights that the ps knows this worker to hold.
     """
 
@@ -32,7 +31,6 @@ class Exchange:
         self._payload = torch.zeros(self._codec.nbytes, dtype=torch.uint8, device=device)
         on_gpu = device.type == "cuda"
         self._sent = self._payload.cpu().pin_memory() if on_gpu else self._payload.cpu()
-        self.nbytes = self._codec.nbytes
 
     def restart(self, weights: Tensor) -> None:
         """Begin from the ps's whole weights, fp32 [numel] on any device."""
