@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from minga.algorithm.pacing import MOST_STEPS, Pace, balance, explain, most_steps
+from minga.ps.accounts import pace_of
 
+PUSH = {"compute_s": 1.0, "exchange_s": 0.5, "overhead_s": 0.02, "steps": 8}
 IMAGENET, TINY = 1_281_167, 100_000
 
 
@@ -72,3 +76,16 @@ def test_a_network_that_holds_training_up_is_told_with_by_how_much_and_what_woul
 def test_the_reason_for_a_choice_is_told(exchange_s: float, overhead_s: float, why: str) -> None:
     paces = {1: pace(exchange_s=exchange_s, overhead_s=overhead_s)}
     assert why in explain(balance(paces, IMAGENET, overlap=True), paces)
+
+
+def test_a_push_tells_its_workers_pace() -> None:
+    assert pace_of(PUSH, 128) == Pace(0.125, 0.5, 0.02, 128)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"exchange_s": 0.0}, {"compute_s": 0.0}, {"compute_s": math.nan}, {"exchange_s": math.inf}],
+)
+def test_times_that_are_no_times_do_not_reach_the_pacing_of_all(told: dict[str, float]) -> None:
+    """The first push knows no exchange; a broken clock or worker must not end the ps."""
+    assert pace_of({**PUSH, **told}, 128) is None

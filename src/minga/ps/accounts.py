@@ -304,13 +304,8 @@ class Accounts:
         totals.compute_s += compute_s
         totals.wait_s += wait_s
         member.window_s = compute_s + wait_s
-        if message.get("exchange_s"):  # told along with the push after it
-            member.pace = Pace(
-                step_s=compute_s / max(1, int(message["steps"])),
-                exchange_s=float(message["exchange_s"]),
-                overhead_s=float(message["overhead_s"]),
-                batch_size=member.batch_size or self.plan.settings.train.batch_size,
-            )
+        batch_size = member.batch_size or self.plan.settings.train.batch_size
+        member.pace = pace_of(message, batch_size) or member.pace
         loss = message.get("loss")
         member.last_loss = float(loss) if loss is not None and math.isfinite(loss) else None
         if member.window_s > 0:
@@ -325,6 +320,18 @@ class Accounts:
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:
             self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
+
+
+def pace_of(message: Message, batch_size: int) -> Pace | None:
+    """Return what a push tells of its worker's pace; None where it tells nothing usable.
+
+    The first push knows no exchange yet. Times that are no times must not reach the pacing of all.
+    """
+    names = ("compute_s", "exchange_s", "overhead_s")
+    compute_s, exchange_s, overhead_s = (float(message.get(name) or 0) for name in names)
+    if not (math.isfinite(compute_s + exchange_s + overhead_s) and compute_s > 0 < exchange_s):
+        return None
+    return Pace(compute_s / max(1, int(message["steps"])), exchange_s, overhead_s, batch_size)
 
 
 def _round_s(message: Message) -> float:
