@@ -96,8 +96,11 @@ def minga_command(folder: Path) -> str:
 class StartedLan:
     """A ps on the first PC and a worker on each other, by the start scripts alone."""
 
-    def __init__(self, pcs: list[VirtualPc], data: Path, folder: Path, *, model: str) -> None:
+    def __init__(
+        self, pcs: list[VirtualPc], data: Path, folder: Path, *, model: str, epochs: int = EPOCHS
+    ) -> None:
         self.pcs = pcs
+        self._epochs = epochs
         self.folders = [project_on(pc, data, model, "stock") for pc in pcs]
         self.logs = [folder / f"{pc.name}.log" for pc in pcs]
         self._binary = minga_command(folder)
@@ -108,7 +111,7 @@ class StartedLan:
 
     def start_ps(self) -> subprocess.Popen[bytes]:
         """Start the ps's script, from another folder than the project's."""
-        return self._start(0, "start_ps.sh", WORLD_SIZE="3")
+        return self._start(0, "start_ps.sh", WORLD_SIZE="3", EPOCHS=str(self._epochs))
 
     def run_folder(self) -> Path:
         """Return the ps's folder of the newest run."""
@@ -206,7 +209,8 @@ def test_ctrl_c_in_the_ps_leaves_a_checkpoint_that_resumes(
 def test_workers_come_back_when_their_session_is_killed(
     lan: list[VirtualPc], data: Path, tmp_path: Path
 ) -> None:
-    started = StartedLan(lan, data, tmp_path, model="resnet18")
+    epochs = 3 * EPOCHS  # the run must not be over before the last kill
+    started = StartedLan(lan, data, tmp_path, model="resnet18", epochs=epochs)
     ps = psutil.Process(started.processes[0].pid)
 
     def events(kind: str) -> list[dict]:
@@ -222,7 +226,7 @@ def test_workers_come_back_when_their_session_is_killed(
         wait_until(lambda n=joins: len(events("worker_join")) > n, "the worker to come back")
     started.finish()
     lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
-    assert audit(lines, seed=0, samples=TRAIN, epochs=EPOCHS).exact
+    assert audit(lines, seed=0, samples=TRAIN, epochs=epochs).exact
 
 
 def _sessions(ps: psutil.Process) -> list[psutil.Process]:

@@ -168,7 +168,7 @@ class Link(AbstractContextManager["Link"]):
             rpc.start(rpc.WORKER, self._store)
         except RuntimeError as error:  # torch's word for a group that was not formed in time
             self.close()
-            raise ConnectionError(f"no session: {str(error).splitlines()[0]}") from error
+            raise rpc.broken_link(error, "no session: ") from error
         except BaseException:
             self.close()
             raise

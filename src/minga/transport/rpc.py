@@ -126,7 +126,7 @@ class Call:
         try:
             body, answered = self._future.wait()
         except RuntimeError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from error
+            raise broken_link(error) from error
         return json.loads(body), answered
 
     def _note(self, _: object) -> None:
@@ -149,8 +149,13 @@ def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threa
     try:
         future = rpc.rpc_async(PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s)
     except RuntimeError as error:
-        raise ConnectionError(str(error).splitlines()[0]) from error
+        raise broken_link(error) from error
     return Call(future, lost)
+
+
+def broken_link(error: RuntimeError, what: str = "") -> ConnectionError:
+    """Return torch's RuntimeError as what it means here; its first line is for people."""
+    return ConnectionError(what + next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def stop() -> None:
