@@ -62,7 +62,7 @@ def stages() -> dict[str, Stage]:
         ),
         "reply": (
             3 * vector + codec.nbytes,
-            lambda: encode_reply(codec, shared.read_chunk, reference, reply),
+            lambda: encode_reply(codec, shared.ahead, reference, reply),
         ),
     }
 

@@ -15,6 +15,7 @@ Codec = Literal["int8", "bf16", "none"]
 DataFormat = Literal["auto", "folders", "tiny-imagenet", "webdataset"]
 Augment = Literal["none", "crop-flip"]
 InFlight = Literal["train", "wait"]
+Mode = Literal["async", "sync", "safe"]
 Schedule = Literal["cosine", "constant"]
 Stem = Literal["auto", "stock", "small"]
 
@@ -95,6 +96,10 @@ class OptimizerConfig:
 class ExchangeConfig:
     """What crosses the wire, and how often."""
 
+    mode: Mode = "async"
+    """``async``; ``sync``: all go on when the pushes of a round are in; ``safe``: all but one."""
+    aggregate: Annotated[int | None, FROM_1] = None
+    """Pushes in one round of mode sync (K); none takes all active workers."""
     local_steps: Annotated[int | None, FROM_1] = None
     """Local optimizer steps between two exchanges (H); none balances compute and exchange."""
     in_flight: InFlight = "train"
@@ -105,6 +110,14 @@ class ExchangeConfig:
     """Kappa: a push moves the weights by gain / active workers."""
     max_staleness: Annotated[int | None, FROM_0] = None
     """Pushes staler than this are refused; none takes max(64, 8 x active workers)."""
+
+
+MODE_IMPLIES: dict[str, dict[str, str]] = {
+    "async": {},
+    "sync": {"exchange.in_flight": "wait"},
+    "safe": {"exchange.in_flight": "wait", "exchange.codec": "bf16"},
+}
+"""Settings that a mode decides, whatever else is said of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from minga.config import Settings
+from minga.config import MODE_IMPLIES, Settings
 from minga.config_fields import NONE, SettingField, setting_fields
 from minga.environment import (
     GUIDE_SETTINGS,
@@ -69,6 +69,7 @@ def resolve_settings(
         **_read_environment(environ),
         **_read_flags(flags),
     }
+    given |= _implied(given)
     plain: dict[str, dict[str, Any]] = {}
     sources = {}
     for key, field in setting_fields().items():
@@ -78,6 +79,20 @@ def resolve_settings(
         )
         sources[key] = given[key].source if key in given else "default"
     return Resolved(Settings.from_dict(plain), sources)
+
+
+def _implied(given: Mapping[str, _Given]) -> dict[str, _Given]:
+    """Return what ``exchange.mode`` decides."""
+    chosen, aggregate = given.get("exchange.mode"), given.get("exchange.aggregate")
+    mode = chosen.text if chosen else setting_fields()["exchange.mode"].default
+    if aggregate is not None and aggregate.text != NONE and mode != "sync":
+        raise UsageError(
+            f"exchange.aggregate ({aggregate.place}) is for exchange.mode sync, not {mode}",
+            code="config-value",
+            hints=(Hint("rounds of so many pushes?", "minga ps --exchange.mode sync"),),
+        )
+    because = f"exchange.mode {mode}"
+    return {key: _Given(text, because) for key, text in MODE_IMPLIES.get(mode, {}).items()}
 
 
 def _value(field: SettingField, given: _Given) -> Any:

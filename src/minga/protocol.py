@@ -11,7 +11,8 @@ A join (JSON frames on TLS)::
 In a session every call is ``(message, tensors)``; ``message["do"]`` is one of
 
     weights   -> full fp32 weights and BatchNorm buffers; sets the reference
-    push      -> verdict and, if applied, the encoded reply and the BatchNorm buffers
+    push      -> verdict and, if applied, the encoded reply and the BatchNorm buffers;
+                 ``held_s``: how long it was held back for the others of its round
     snapshot  -> the frozen weights and buffers of the current validation
     result    -> takes what was measured on a validation or calibration lease
     work      -> nothing but the work

@@ -194,7 +194,9 @@ def test_the_worker_reaches_the_reference_bit_for_bit(name: str) -> None:
     gaps = []
 
     for _ in range(4):
-        encode_reply(codec, lambda start, stop: weights[start:stop], reference, payload)
+        encode_reply(
+            codec, lambda at, held: weights[at : at + len(held)] - held, reference, payload
+        )
         apply_delta(workers_codec, payload, base)
         gaps.append(float((weights - reference).abs().max()))
 

@@ -15,6 +15,8 @@ from support import ROOT
 
 FIELDS = setting_fields()
 TRAIN_YAML = ROOT / "train.yaml"
+LINKED = {"exchange.mode", "exchange.aggregate"}
+"""Settings that decide others, or need one: they have tests of their own."""
 
 
 def _value(settings: Settings, key: str) -> object:
@@ -40,7 +42,7 @@ def _write_setting(folder: Path, key: str, text: str) -> Path:
     return _write(folder, f"{section}:\n  {name}: {text}\n")
 
 
-@pytest.mark.parametrize("key", FIELDS)
+@pytest.mark.parametrize("key", [key for key in FIELDS if key not in LINKED])
 @pytest.mark.parametrize("sources", list(product([False, True], repeat=3)))
 def test_flags_beat_environment_beats_yaml_beats_defaults(
     key: str, sources: tuple[bool, bool, bool], tmp_path: Path
@@ -65,6 +67,26 @@ def test_flags_beat_environment_beats_yaml_beats_defaults(
     others = {other for other in FIELDS if other != key}
     assert {resolved.sources[other] for other in others} == {"default"}
     assert all(_value(resolved.settings, other) == FIELDS[other].default for other in others)
+
+
+@pytest.mark.parametrize(
+    ("mode", "in_flight", "codec"),
+    [("async", "train", "none"), ("sync", "wait", "none"), ("safe", "wait", "bf16")],
+)
+def test_a_mode_decides_what_it_is_made_of(mode: str, in_flight: str, codec: str) -> None:
+    given = {"exchange.codec": "none", "exchange.in_flight": "train", "exchange.mode": mode}
+    resolved = resolve_settings(None, given, {"MINGA_EXCHANGE_MODE": "sync"})
+    exchange = resolved.settings.exchange
+    assert (exchange.mode, exchange.in_flight, exchange.codec) == (mode, in_flight, codec)
+    said_by = "flag --exchange.codec" if codec == "none" else f"exchange.mode {mode}"
+    assert resolved.sources["exchange.codec"] == said_by
+
+
+def test_so_many_of_a_round_are_for_mode_sync_alone() -> None:
+    flags = {"exchange.mode": "sync", "exchange.aggregate": "3"}
+    assert resolve_settings(None, flags, {}).settings.exchange.aggregate == 3
+    with pytest.raises(UsageError, match=r"is for exchange\.mode sync, not safe"):
+        resolve_settings(None, {**flags, "exchange.mode": "safe"}, {})
 
 
 @pytest.mark.parametrize(

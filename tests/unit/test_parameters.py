@@ -174,12 +174,12 @@ def test_a_push_moves_the_weights_by_scale_times_what_it_says(codec: str) -> Non
     assert (parameters.applied(1023), parameters.applied(0)) == (9, 0)
 
 
-def test_a_chunk_is_read_as_it_is_and_stays_when_a_push_follows() -> None:
+def test_how_far_a_chunk_is_ahead_is_of_one_moment_and_stays_when_a_push_follows() -> None:
     parameters = shared()
-    chunk = parameters.read_chunk(CHUNK, WEIGHTS)
+    before = parameters.ahead(CHUNK, torch.ones(WEIGHTS - CHUNK))
     push(parameters)
-    assert torch.equal(chunk, start_values()[0][CHUNK:])
-    assert torch.equal(parameters.read_chunk(0, CHUNK), start_values()[0][:CHUNK] - 2)
+    assert torch.equal(before, start_values()[0][CHUNK:] - 1)
+    assert torch.equal(parameters.ahead(0, torch.ones(CHUNK)), start_values()[0][:CHUNK] - 3)
 
 
 def test_the_frozen_copy_is_of_one_version_whatever_is_pushed_later() -> None:

@@ -23,8 +23,9 @@ CHUNK = 262_144
 _EXPONENT_MIN = -100
 """Keeps decoded values out of the denormals, which some devices flush to zero."""
 _EXPONENT_NON_FINITE = 127
-_EXPONENT_OFFSET = 128
-_LARGEST_MANTISSA = 127 / 128
+_FLOAT_BIAS, _FLOAT_MANTISSA_BITS, _FLOAT_NON_FINITE = 127, 23, 255
+_ROUND_UP = 0x01FFFF
+"""Carries a mantissa above 127/64 into the exponent: such a value needs twice the scale."""
 
 
 def chunks(numel: int) -> Iterator[tuple[int, int]]:
@@ -83,16 +84,20 @@ class _Int8(Codec):
     The payload is all q (int8), then one exponent (int8) per block. The scale is the smallest
     power of two that holds the block's largest value; ``q * scale`` is exact in fp32, so that
     multiply-add and fused multiply-add give the same bits on every device. A block with a
-    non-finite value has exponent 127 and decodes to nan.
+    value that is not finite (or within 1 % of the largest float) has exponent 127: all nan.
     """
 
     def __init__(self, numel: int, device: torch.device | str) -> None:
         blocks = -(-numel // BLOCK)
         super().__init__(numel, numel + blocks, device)
-        exponents = torch.arange(-_EXPONENT_OFFSET, _EXPONENT_NON_FINITE + 1)
-        self._scales = torch.ldexp(torch.ones(256), exponents).to(device)
-        self._inverses = torch.ldexp(torch.ones(256), -exponents).to(device)
-        self._scales[-1] = math.nan
+        by_code = torch.arange(256).to(torch.int8).float()  # 0, 1 .. 127, -128 .. -1
+        self._scales = torch.ldexp(torch.ones(256), by_code).to(device)
+        self._scales[_EXPONENT_NON_FINITE] = math.nan
+        # by a float's own exponent bits, and one more for a carry out of a nan's
+        exponents = torch.arange(257) - (_FLOAT_BIAS + 6)  # 2**6 <= largest / scale < 2**7
+        exponents.clamp_(min=_EXPONENT_MIN)[_FLOAT_NON_FINITE:] = _EXPONENT_NON_FINITE
+        self._inverses = torch.ldexp(torch.ones(257), -exponents.float()).to(device)
+        self._codes = exponents.to(torch.int8).to(device)
         self._padded = torch.zeros(BLOCK, device=device)
 
     def encode(self, values: Tensor, payload: Tensor, start: int) -> None:
@@ -107,10 +112,10 @@ class _Int8(Codec):
         n = stop - start
         blocks = -(-n // BLOCK)
         first = self.numel + start // BLOCK
-        scales = self._look_up(self._scales, payload[first : first + blocks].view(torch.int8))
+        scales = self._scales.index_select(0, payload[first : first + blocks].int())
         scratch = self._scratch[: blocks * BLOCK]
         scratch[:n].copy_(payload[start:stop].view(torch.int8))
-        scratch.view(blocks, BLOCK).mul_(scales)
+        scratch.view(blocks, BLOCK).mul_(scales.unsqueeze(1))
         return scratch[:n]
 
     def _encode_blocks(self, values: Tensor, payload: Tensor, start: int, kept: int) -> None:
@@ -118,19 +123,16 @@ class _Int8(Codec):
         blocks = values.numel() // BLOCK
         scratch = self._scratch[: values.numel()]
         largest = torch.abs(values, out=scratch).view(blocks, BLOCK).amax(dim=1)
-        # largest = mantissa * 2**exponent, mantissa in [1/2, 1): it fits 127 * 2**(exponent - 7)
-        # if mantissa <= 127/128. Exact, where a logarithm or a division would round.
-        mantissa, exponent = torch.frexp(largest)
-        exponent = (exponent - 7 + (mantissa > _LARGEST_MANTISSA)).clamp_(min=_EXPONENT_MIN)
-        exponent.masked_fill_(~torch.isfinite(largest), _EXPONENT_NON_FINITE)
+        # A float is mantissa * 2**exponent, mantissa in [1, 2): it fits 127 * 2**(exponent - 6) if
+        # mantissa <= 127/64. Exact, where a logarithm or a division would round.
+        bits = largest.view(torch.int32).add_(_ROUND_UP)
+        exponents = bits.bitwise_right_shift_(_FLOAT_MANTISSA_BITS).bitwise_and_(0x1FF)
         first = self.numel + start // BLOCK
-        codes = payload[first : first + blocks].view(torch.int8).copy_(exponent)
-        inverses = self._look_up(self._inverses, codes)
+        codes = payload[first : first + blocks].view(torch.int8)
+        codes.copy_(self._codes.index_select(0, exponents))
+        inverses = self._inverses.index_select(0, exponents).unsqueeze(1)
         torch.mul(values.view(blocks, BLOCK), inverses, out=scratch.view(blocks, BLOCK))
         payload[start : start + kept].view(torch.int8).copy_(scratch.round_()[:kept])
-
-    def _look_up(self, table: Tensor, exponents: Tensor) -> Tensor:
-        return table[exponents.to(torch.int64) + _EXPONENT_OFFSET].unsqueeze(1)
 
 
 def make_codec(name: str, numel: int, device: torch.device | str = "cpu") -> Codec:
@@ -162,7 +164,7 @@ def encode_push(
 
 
 def encode_reply(
-    codec: Codec, read_chunk: Callable[[int, int], Tensor], reference: Tensor, payload: Tensor
+    codec: Codec, ahead: Callable[[int, Tensor], Tensor], reference: Tensor, payload: Tensor
 ) -> None:
     """Encode the way from ``reference`` to the ps's weights, and take it on the reference.
 
@@ -171,15 +173,13 @@ def encode_reply(
 
     Args:
         codec: of the run.
-        read_chunk: returns fp32 weights from ``start`` to ``stop``.
+        ahead: returns how far the ps's weights from ``start`` on are ahead of those given, fp32.
         reference: fp32 [numel], the weights that the worker holds; changed.
         payload: uint8 [nbytes]; written.
     """
-    missing = torch.empty(min(codec.numel, CHUNK), device=codec.device)
     for start, stop in chunks(codec.numel):
         held = reference[start:stop]
-        difference = torch.sub(read_chunk(start, stop), held, out=missing[: stop - start])
-        codec.encode(difference, payload, start)
+        codec.encode(ahead(start, held), payload, start)
         held.add_(codec.decode(payload, start, stop))
 
 

@@ -35,6 +35,27 @@ def push_scale(gain: float, active: int, staleness: int) -> float:
     return gain / active * damping(staleness, active)
 
 
+def pushes_in_round(mode: str, setting: int | None, active: int) -> int:
+    """Return K: after how many pushes those who sent them go on.
+
+    A push moves the weights by gain / active, so K of them by gain * K / active times their mean,
+    and waiting for K makes of asynchronous local SGD the synchronous one (K = active) or the one
+    with backup workers (K < active; Chen et al. 2016, arXiv:1604.00981). A push that comes late
+    counts in the next round, as in FedBuff (arXiv:2106.06639): nothing is thrown away.
+
+    Args:
+        mode: ``exchange.mode``.
+        setting: the user's K, for mode ``sync``.
+        active: workers heard from lately.
+    """
+    match mode:
+        case "sync":
+            return active if setting is None else min(setting, active)
+        case "safe":
+            return max(1, active - 1)
+    return 1
+
+
 def moving_average_weight(active: int) -> float:
     """Return the weight of a push's BatchNorm buffers in the ps's moving average."""
     return 1 / active

@@ -54,13 +54,16 @@ class Pacing:
     short_by: float
 
 
-def balance(paces: Mapping[int, Pace], epoch_samples: int, *, overlap: bool) -> Pacing:
+def balance(
+    paces: Mapping[int, Pace], epoch_samples: int, *, overlap: bool, alike: bool = False
+) -> Pacing:
     """Choose H for each worker.
 
     Args:
         paces: by worker, at least one.
         epoch_samples: size of the training set.
         overlap: whether exchanges hide behind training.
+        alike: the same H for all, that of the slowest: plain synchronous local SGD.
     """
     hidden = {who: _MARGIN * pace.exchange_s if overlap else 0.0 for who, pace in paces.items()}
     least = {who: _least_window_s(pace, overlap=overlap) for who, pace in paces.items()}
@@ -74,6 +77,8 @@ def balance(paces: Mapping[int, Pace], epoch_samples: int, *, overlap: bool) -> 
         most = most_steps(epoch_samples, len(paces), pace.batch_size)
         steps[who] = min(max(1, round(own_s / pace.step_s)), most)
         short_by = max(short_by, typical_s / (most * pace.step_s))
+    if alike:
+        steps = dict.fromkeys(steps, min(steps.values()))
     return Pacing(window_s, steps, short_by)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from minga.algorithm import localsgd
 from minga.algorithm.pacing import Pace, balance, explain
+from minga.config import Mode
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
@@ -20,9 +21,11 @@ from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger, Span
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
 from minga.ps.parameters import SharedParameters
+from minga.ps.rounds import Rounds
 from minga.ps.sessions import Handle, Pending
 from minga.transport.stream import Message
 
+ASYNC: Mode = "async"
 _COSTS = ("session_cpu_s", "apply_cpu_s", "reply_cpu_s")
 _LEASED_WINDOWS = 2
 _ALIKE = 0.15
@@ -70,6 +73,17 @@ class Accounts:
             lease_s=settings.ledger.lease_s,
         )
         self.last_push = 0
+        self.rounds = Rounds()
+
+    async def hear(self, handle: Handle, asked: Message) -> Message:
+        """Answer a session's question; whether a round is over is waited for, a second at most."""
+        if asked["do"] != "round":
+            return self.answer(handle, asked)
+        member = handle.member
+        closed = await self.rounds.closed(int(asked["number"]))
+        member.heard_s = time.monotonic()
+        self.ledger.renew(member.owner, member.heard_s)
+        return {"closed": closed, **(self.work(member) if closed else {})}
 
     def answer(self, handle: Handle, asked: Message) -> Message:
         """Answer a session's question. Raises ValueError on one that there is not."""
@@ -158,11 +172,26 @@ class Accounts:
         handle.pending = None
         back = self.ledger.give_back(member.owner)
         self.evaluation.give_back(member.owner)
+        self.rounds.leave(member.owner)
+        self.close_round()
         if self.members.current(member) and member.state == TRAINING:
             member.state = LOST
             self.events.write(
                 "worker_lost", worker=member.name, rank=member.rank, samples_back=back
             )
+
+    def close_round(self) -> None:
+        """Let those go on who wait for others, if there is nobody to wait for any more."""
+        exchange, waiting = self.plan.settings.exchange, self.rounds.waiting
+        others = self.phase == TRAIN and any(
+            member.state == TRAINING
+            and member.owner not in waiting
+            and self.ledger.held(member.owner)
+            for member in self.members
+        )
+        active = self.parameters.active_workers
+        wanted = localsgd.pushes_in_round(exchange.mode, exchange.aggregate, active)
+        self.rounds.close_if(wanted, others=others)
 
     def repace(self) -> None:
         """Choose H anew for everybody who trains, and say what was chosen if it differs much."""
@@ -175,7 +204,12 @@ class Accounts:
         if exchange.local_steps is not None or not training:
             return
         paces = {rank: member.pace for rank, member in training.items() if member.pace}
-        pacing = balance(paces, self.plan.facts.train, overlap=exchange.in_flight == "train")
+        pacing = balance(
+            paces,
+            self.plan.facts.train,
+            overlap=exchange.in_flight == "train",
+            alike=exchange.mode != ASYNC,
+        )
         if all(_alike(pacing.steps[rank], member.steps) for rank, member in training.items()):
             return
         for rank, steps in pacing.steps.items():
@@ -235,7 +269,11 @@ class Accounts:
         member = handle.member
         self.settle(handle, asked)
         self.norms.add(float(asked["norm"]))
-        return {"verdict": "applied", **self.work(member)}
+        if self.plan.settings.exchange.mode == ASYNC:
+            return {"verdict": "applied", **self.work(member)}
+        number = self.rounds.arrive(member.owner)
+        self.close_round()
+        return {"verdict": "applied", "round": number}
 
     def _refused(
         self, handle: Handle, reason: str, staleness: int, message: Message | None = None
@@ -272,7 +310,10 @@ class Accounts:
                 device=member.device,
                 generation=member.generation,
             )
-        return self.work(member)
+            self.parameters.active_workers = self.members.active(time.monotonic())
+        work = self.work(member)
+        self.close_round()  # without a lease it pushes nothing that others could wait for
+        return work
 
     def _result(self, member: Member, message: Message, vector: str) -> Message:
         span = self.evaluation.take(member.owner, message, vector)

@@ -227,7 +227,7 @@ class Coordinator:
             buffers=parameters.buffers,
             identity=self._identity,
         )
-        return Sessions(template, parameters, accounts.answer, accounts.part_with)
+        return Sessions(template, parameters, accounts.hear, accounts.part_with)
 
     def _streamed(self, session: str, raw: socket.socket, host: str) -> bool:
         return self._sessions is not None and self._sessions.pass_on(session, raw, host)
@@ -244,6 +244,7 @@ class Coordinator:
             now_s = time.monotonic()
             accounts.parameters.active_workers = self.members.active(now_s)
             accounts.evaluation.expire()
+            accounts.close_round()
             for owner, samples in accounts.ledger.expire(now_s).items():
                 self.events.write("lease_expired", owner=owner, samples=samples)
         self.show(self.state.publish(accounts, self.refused_visitors))

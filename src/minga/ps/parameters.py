@@ -173,13 +173,14 @@ class SharedParameters:
             self._finish()
             return version
 
-    def read_chunk(self, start: int, stop: int) -> Tensor:
-        """Return the weights from ``start`` to ``stop``, at most CHUNK of them.
+    def ahead(self, start: int, held: Tensor) -> Tensor:
+        """Return the weights from ``start`` on, less ``held``: fp32 [n <= CHUNK].
 
         The result is this object's own memory, valid until the next call: one thread at a time.
         """
+        count = held.numel()
         with self.locked():
-            return self._chunk[: stop - start].copy_(self._at.weights[start:stop])
+            return torch.sub(self._at.weights[start : start + count], held, out=self._chunk[:count])
 
     def read_buffers(self) -> Tensor:
         """Return a copy of the BatchNorm buffers."""

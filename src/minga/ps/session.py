@@ -81,6 +81,8 @@ class Session:
         self._control = control
         self._codec = codecs.make_codec(spec.codec, spec.weights)
         self._reference = torch.zeros(spec.weights)
+        self._payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
+        """Of the last reply, which the worker has when it pushes again."""
         self._one_call = threading.Lock()
         self._cpu_from_s = time.process_time()
         self._reply_cpu_s = 0.0  # of the reply before: told along with the next push
@@ -135,7 +137,7 @@ class Session:
             verdict = self._apply(message, payload, buffers, norm, verdict, started_s)
         if verdict["verdict"] != "applied":
             return verdict, ()
-        return self._reply(verdict)
+        return self._reply(self._when_the_round_is_over(verdict))
 
     def _apply(
         self,
@@ -177,11 +179,21 @@ class Session:
         }
         return self._control.ask("applied", norm=norm, **facts, **cost)
 
+    def _when_the_round_is_over(self, answer: Message) -> Message:
+        """Hold the reply back until the others' pushes are in, if the run has rounds."""
+        number = answer.pop("round", None)
+        if number is None:
+            return answer
+        held_from_s = time.monotonic()
+        while not (work := self._control.ask("round", number=number)).pop("closed"):
+            pass  # the coordinator answers a second later at most
+        return {**answer, **work, "held_s": time.monotonic() - held_from_s}
+
     def _reply(self, answer: Message) -> tuple[Message, rpc.Tensors]:
         started_s = time.thread_time()
         version = self._parameters.version
-        payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
-        codecs.encode_reply(self._codec, self._parameters.read_chunk, self._reference, payload)
+        payload = self._payload
+        codecs.encode_reply(self._codec, self._parameters.ahead, self._reference, payload)
         buffers = self._parameters.read_buffers()
         self._reply_cpu_s = time.thread_time() - started_s
         return {"version": version, **answer}, (payload, buffers)

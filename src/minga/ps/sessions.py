@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 
@@ -25,6 +25,8 @@ from minga.transport.stream import (
 
 UP_S = 60.0
 """A session that is not in use after so long is killed."""
+
+Answer = Callable[["Handle", Message], Awaitable[Message]]
 
 _PREFIX_BYTES = 4
 _SLOTS = 1024
@@ -73,14 +75,14 @@ class Handle:
         socket.send_fds(self._descriptors, [b"\0"], [raw.fileno()])
         raw.close()
 
-    async def serve(self, answer: Callable[[Handle, Message], Message]) -> None:
+    async def serve(self, answer: Answer) -> None:
         """Answer what the process asks until it ends."""
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
         with contextlib.suppress(OSError, EOFError):
             while True:
                 length = frame_length(await reader.readexactly(_PREFIX_BYTES))
                 asked = decode_frame(await reader.readexactly(length))
-                writer.write(encode_frame(answer(self, asked)))
+                writer.write(encode_frame(await answer(self, asked)))
                 await writer.drain()
         writer.close()
 
@@ -111,7 +113,7 @@ class Sessions:
         self,
         template: SessionSpec,
         parameters: SharedParameters,
-        answer: Callable[[Handle, Message], Message],
+        answer: Answer,
         ended: Callable[[Handle], None],
     ) -> None:
         self._template = template

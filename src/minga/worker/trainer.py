@@ -262,7 +262,8 @@ class Trainer:
         self._outstanding = None
         waited_s = time.monotonic() - started_s
         self._last["wait_s"] += waited_s
-        self._last["exchange_s"] = push.call.finished_s - push.sent_s
+        held_s = float(answer.get("held_s", 0.0))  # for the others of a round
+        self._last["exchange_s"] = push.call.finished_s - push.sent_s - held_s
         self.totals.wait_s += waited_s
         self._take(answer)
         if answer["verdict"] == "applied":

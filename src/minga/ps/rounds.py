@@ -1,0 +1,56 @@
+"""Rounds of pushes: in the synchronous modes the answers to K pushes are held back together."""
+
+from __future__ import annotations
+
+import asyncio
+
+LOOK_S = 1.0
+"""A session that waits asks again this often, so that everybody knows that it lives."""
+
+
+class Rounds:
+    """Counts the pushes of the present round and lets those go on who sent them.
+
+    Not thread-safe: its owner is one event loop.
+
+    Attributes:
+        number: of the present round.
+        waiting: owners of the pushes that are in.
+    """
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.waiting: set[str] = set()
+        self._arrived = 0
+        self._closed = asyncio.Event()
+
+    def arrive(self, owner: str) -> int:
+        """Note an applied push; return the number of its round."""
+        self.waiting.add(owner)
+        self._arrived += 1
+        return self.number
+
+    def leave(self, owner: str) -> None:
+        """This worker waits no more; its push counts all the same."""
+        self.waiting.discard(owner)
+
+    def close_if(self, wanted: int, *, others: bool) -> None:
+        """Close the round if it has ``wanted`` pushes, or any and no ``others`` will push."""
+        if not self._arrived or (others and self._arrived < wanted):
+            return
+        self.number += 1
+        self.waiting.clear()
+        self._arrived = 0
+        self._closed.set()
+        self._closed = asyncio.Event()
+
+    async def closed(self, number: int) -> bool:
+        """Whether that round is closed; waits for it, but no longer than LOOK_S."""
+        if number < self.number:
+            return True
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._closed.wait()
+        except TimeoutError:
+            return False
+        return True
