@@ -31,7 +31,7 @@ class _Direction:
             if self._pending:
                 self._pending = self._pending[self.sink.send(self._pending) :]
                 return True
-            count = self.source.recv_into(self._buffer)
+            count = self._fill()
         except ssl.SSLWantReadError:
             readable.add(waits_on)
         except ssl.SSLWantWriteError:
@@ -44,6 +44,15 @@ class _Direction:
             self._pending = self._buffer[:count]
             return True
         return False
+
+    def _fill(self) -> int:
+        """Read what is there: a TLS stream gives 16 KiB at a time, and to pass each on is dear."""
+        filled = self.source.recv_into(self._buffer)
+        if isinstance(self.source, ssl.SSLSocket):
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                while more := self.source.recv_into(self._buffer[filled:]):
+                    filled += more
+        return filled
 
 
 def forward(one: socket.socket, other: socket.socket, ended: Callable[[], None]) -> None:
