@@ -11,7 +11,7 @@ PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(
 export DATASET VAL_DATASET RUN NEW TAIL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint image deploy train status logs stop collect lan-test clean
+.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## Train on this PC: ps + 2 workers, real digits, under a minute
 	$(BIN)/minga demo
+
+plan: setup ## Predict what 4 to 64 PCs do for ImageNet; ARGS='--pcs 8x1000' for others
+	@$(BIN)/minga plan $(ARGS)
 
 test: setup lint ## Run every check that needs no other PC
 	$(BIN)/pytest tests --ignore=tests/lan

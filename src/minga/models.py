@@ -82,8 +82,7 @@ class Layout:
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = [(name, each.shape) for name, each in model.named_parameters()]
-        own = dict(self.parameters)
-        rest = {name: each for name, each in model.state_dict().items() if name not in own}
+        rest = _rest(model)
         self.buffers = [
             (name, each.shape) for name, each in rest.items() if each.is_floating_point()
         ]
@@ -100,6 +99,27 @@ class Layout:
         travelling = [*split(weights, self.parameters), *split(buffers, self.buffers)]
         state = {name: part.clone() for name, part in travelling}
         return state | {name: each.clone() for name, each in self._constants.items()}
+
+
+def sizes(name: str, classes: int, image_size: int) -> tuple[int, int]:
+    """Return how many values of a model travel: parameters, and floating-point buffers.
+
+    Raises:
+        UsageError: as :func:`build_model`.
+    """
+    try:
+        with torch.device("meta"):  # shapes without memory: a large model takes no time either
+            model = build_model(name, classes, image_size, seed=0)
+    except NotImplementedError:  # a few compute their shapes with tensors
+        model = build_model(name, classes, image_size, seed=0)
+    buffers = [each for each in _rest(model).values() if each.is_floating_point()]
+    return sum(map(torch.numel, model.parameters())), sum(map(torch.numel, buffers))
+
+
+def _rest(model: nn.Module) -> dict[str, Tensor]:
+    """Return what of a state dict is no parameter."""
+    own = {name for name, _ in model.named_parameters()}
+    return {name: each for name, each in model.state_dict().items() if name not in own}
 
 
 def split(flat: Tensor, entries: Entries) -> Iterator[tuple[str, Tensor]]:

@@ -52,6 +52,8 @@ def _offending(source: str, where: str) -> set[str]:
         forbidden |= _any_under(imports, "minga.worker")
     if package == "worker":
         forbidden |= _any_under(imports, "minga.ps")
+    if package == "plan":
+        forbidden |= _any_under(imports, "minga.ps", "minga.worker")
     if package not in ("cli", "__main__.py"):
         forbidden |= _any_under(imports, "minga.cli")
     return forbidden
@@ -71,6 +73,7 @@ def test_a_module_imports_only_what_its_place_allows(path: Path) -> None:
         ("worker/run.py", "from minga.ps.ledger import Ledger"),
         ("algorithm/codec.py", "from minga import config"),
         ("algorithm/codec.py", "from minga.config import Settings"),
+        ("plan/simulation.py", "from minga.ps.accounts import pace_of"),
         ("demo.py", "from minga.cli import main"),
     ],
 )
@@ -137,7 +140,15 @@ def test_the_size_rules_see_what_they_forbid() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["ps", "--help"], ["config", "show"], ["worker"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["ps", "--help"],
+        ["config", "show"],
+        ["worker"],
+        ["plan", "--pcs=0x1"],
+    ],
 )
 def test_what_needs_no_tensor_does_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     code = f"import sys; from minga.cli import main; main({arguments}); print(*sys.modules)"

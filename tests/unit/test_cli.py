@@ -83,6 +83,15 @@ def test_names_that_users_type_are_frozen(
         (["worker"], {"WORLD_SIZE": "1"}, 2, "config-value", "WORLD_SIZE"),
         (["demo", "--workers", "0"], {}, 2, "config-value", "--workers"),
         (["eval"], {}, 2, "usage", "checkpoint"),
+        (["plan", "--pcs", "many"], {}, 2, "plan-pcs", "'many' names no PCs"),
+        (["plan", "--pcs", "0x1000"], {}, 2, "plan-pcs", "a number in it is 0"),
+        (["plan", "--pcs=4x1000,"], {}, 2, "plan-pcs", "'' names no PCs"),
+        (["plan", "--pcs=500x1,20x2"], {}, 2, "plan-pcs", "520 PCs; a plan is for 1 to 512"),
+        (["plan", "--scale=4,x"], {}, 2, "plan-pcs", "'4,x' is no list"),
+        (["plan", "--scale=0"], {}, 2, "plan-pcs", "0 PCs"),
+        (["plan", "--ps-link", "0"], {}, 2, "config-value", "--ps-link"),
+        (["plan", "--codec", "int7"], {}, 2, "config-value", "int8"),
+        (["plan", "--model", "resnet5"], {}, 2, "model-unknown", "'resnet5'"),
     ],
 )
 def test_a_wrong_command_line_ends_with_its_code_and_status(

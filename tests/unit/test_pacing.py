@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from minga.algorithm.pacing import MOST_STEPS, Pace, balance, explain, most_steps
+from minga.algorithm.pacing import (
+    MOST_STEPS,
+    Pace,
+    balance,
+    explain,
+    most_steps,
+    worth_a_change,
+)
 from minga.ps.accounts import pace_of
 
 PUSH = {"compute_s": 1.0, "exchange_s": 0.5, "overhead_s": 0.02, "steps": 8}
@@ -76,6 +83,15 @@ def test_a_network_that_holds_training_up_is_told_with_by_how_much_and_what_woul
 def test_the_reason_for_a_choice_is_told(exchange_s: float, overhead_s: float, why: str) -> None:
     paces = {1: pace(exchange_s=exchange_s, overhead_s=overhead_s)}
     assert why in explain(balance(paces, IMAGENET, overlap=True), paces)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "worth"), [({1: 20, 2: 23}, False), ({1: 20, 2: 24}, True), ({1: 16, 2: 20}, True)]
+)
+def test_a_change_of_more_than_15_percent_for_anybody_is_worth_it(
+    chosen: dict[int, int], worth: bool
+) -> None:
+    assert worth_a_change(chosen, {1: 20, 2: 20}) is worth
 
 
 def test_a_push_tells_its_workers_pace() -> None:

@@ -128,6 +128,18 @@ def test_make_setup_says_so_when_python_is_too_old(makefile_copy: Path, tmp_path
     assert not (makefile_copy / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "words"), [([], "plan"), (["ARGS=--pcs 4x1000 --json"], "plan --pcs 4x1000 --json")]
+)
+def test_make_plan_passes_its_flags_on(
+    given: list[str], words: str, makefile_copy: Path, tmp_path: Path
+) -> None:
+    _program(makefile_copy / ".venv" / "bin" / "minga", 'echo "$@"')
+    ended = _run("make", "plan", f"PYTHON={tmp_path / 'python'}", *given, cwd=makefile_copy)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == words
+
+
 # -- start scripts
 
 

@@ -16,9 +16,13 @@ FIRST_STEPS = 8
 """Before anything is measured."""
 MOST_STEPS = 64
 ROUNDS_PER_EPOCH = 8
+EVERY_S = 5.0
+"""H is chosen anew this often."""
 
 _MARGIN = 1.25
 _OVERHEAD_SHARE = 0.03
+_ALIKE = 0.15
+"""A change of H that is smaller is noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,11 @@ def balance(
     if alike:
         steps = dict.fromkeys(steps, min(steps.values()))
     return Pacing(window_s, steps, short_by)
+
+
+def worth_a_change(chosen: Mapping[int, int], current: Mapping[int, int]) -> bool:
+    """Return whether a choice of H differs by more than noise for anybody; if so, all take it."""
+    return any(abs(steps - current[who]) > _ALIKE * current[who] for who, steps in chosen.items())
 
 
 def most_steps(epoch_samples: int, workers: int, batch_size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from minga import __version__
-from minga.cli import checkpoints, config, data, roles
+from minga.cli import checkpoints, config, data, plan, roles
 
 
 def build_app() -> App:
@@ -28,4 +28,5 @@ def build_app() -> App:
     app.command(checkpoints.evaluate, name="eval", sort_key=5)
     app.command(checkpoints.export, sort_key=6)
     app.command(config.app)
+    app.command(plan.plan, sort_key=8)
     return app

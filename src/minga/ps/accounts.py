@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minga.algorithm import localsgd
-from minga.algorithm.pacing import Pace, balance, explain
+from minga.algorithm.pacing import Pace, balance, explain, worth_a_change
 from minga.config import Mode
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
@@ -28,8 +28,6 @@ from minga.transport.stream import Message
 ASYNC: Mode = "async"
 _COSTS = ("session_cpu_s", "apply_cpu_s", "reply_cpu_s")
 _LEASED_WINDOWS = 2
-_ALIKE = 0.15
-"""A change of H that is smaller is noise."""
 
 
 class Accounts:
@@ -210,7 +208,7 @@ class Accounts:
             overlap=exchange.in_flight == "train",
             alike=exchange.mode != ASYNC,
         )
-        if all(_alike(pacing.steps[rank], member.steps) for rank, member in training.items()):
+        if not worth_a_change(pacing.steps, {rank: each.steps for rank, each in training.items()}):
             return
         for rank, steps in pacing.steps.items():
             training[rank].steps = steps
@@ -378,10 +376,6 @@ def pace_of(message: Message, batch_size: int) -> Pace | None:
 def _round_s(message: Message) -> float:
     """Return how many seconds old a push is by its worker's own speed."""
     return sum(float(message.get(name) or 0) for name in ("compute_s", "wait_s", "exchange_s"))
-
-
-def _alike(one: int, other: int) -> bool:
-    return abs(one - other) <= _ALIKE * other
 
 
 def _spans(message: Message) -> list[Span]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from minga import __version__
+from minga.algorithm import pacing
 from minga.errors import Hint, MingaError, Refused
 from minga.observe.events import EventLog
 from minga.protocol import DONE, PROTOCOL_VERSION, STOPPED, loopback_id
@@ -32,7 +33,6 @@ _PREPARE_S = 15.0
 """A joining worker says every few seconds that it is still preparing."""
 _FAREWELL_S = 10.0
 _TICK_S = 1.0
-_PACE_S = 5.0
 
 
 class Coordinator:
@@ -72,7 +72,7 @@ class Coordinator:
         """Serve until the run is done or stopped; return which."""
         chores = [
             asyncio.create_task(self._every(_TICK_S, self._tick)),
-            asyncio.create_task(self._every(_PACE_S, self._repace)),
+            asyncio.create_task(self._every(pacing.EVERY_S, self._repace)),
             asyncio.create_task(self._save_regularly()),
         ]
         ends = [asyncio.create_task(self._train()), asyncio.create_task(self._stop.wait())]
