@@ -19,7 +19,8 @@ ROUNDS_PER_EPOCH = 8
 EVERY_S = 5.0
 """H is chosen anew this often."""
 
-_MARGIN = 1.25
+_ROOM = 2.0
+"""An exchange may fill half of a window: nearer to all of it, the ps's link stays full."""
 _OVERHEAD_SHARE = 0.03
 _ALIKE = 0.15
 """A change of H that is smaller is noise."""
@@ -49,7 +50,7 @@ class Pacing:
     Args:
         window_s: W, the length that all aim at.
         steps: H by worker.
-        short_by: how much longer than an epoch's 8 rounds allow W would have to be; above 1
+        short_by: an exchange's share of the longest window that an epoch's 8 rounds allow; above 1
             the network (or the ps) holds the training up.
     """
 
@@ -69,7 +70,7 @@ def balance(
         overlap: whether exchanges hide behind training.
         alike: the same H for all, that of the slowest: plain synchronous local SGD.
     """
-    hidden = {who: _MARGIN * pace.exchange_s if overlap else 0.0 for who, pace in paces.items()}
+    hidden = {who: _ROOM * pace.exchange_s if overlap else 0.0 for who, pace in paces.items()}
     least = {who: _least_window_s(pace, overlap=overlap) for who, pace in paces.items()}
     typical_s = statistics.median(hidden.values())
     slowest_s = max(pace.step_s for pace in paces.values())  # its H is 1 at least
@@ -80,7 +81,7 @@ def balance(
         own_s = max(window_s, hidden[who], least[who])
         most = most_steps(epoch_samples, len(paces), pace.batch_size)
         steps[who] = min(max(1, round(own_s / pace.step_s)), most)
-        short_by = max(short_by, typical_s / (most * pace.step_s))
+        short_by = max(short_by, typical_s / _ROOM / (most * pace.step_s))
     if alike:
         steps = dict.fromkeys(steps, min(steps.values()))
     return Pacing(window_s, steps, short_by)

@@ -35,6 +35,10 @@ _APPLIED = 16
 _HEADER_BYTES = 8 * (_APPLIED + SLOTS)
 _ALIGNMENT = 64
 
+_LOCK_BYTE = 0
+TURN_BYTE = 1
+"""Places in the descriptor that are only locked: of the parameters, of the replies' turns."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
@@ -129,7 +133,7 @@ class SharedParameters:
         """Keep every other thread and process out; first complete what a dead holder left."""
         with self._threads:
             if self._depth == 0:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, _LOCK_BYTE, os.SEEK_SET)
             self._depth += 1
             try:
                 if self._depth == 1:
@@ -138,7 +142,7 @@ class SharedParameters:
             finally:
                 self._depth -= 1
                 if self._depth == 0:
-                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _LOCK_BYTE, os.SEEK_SET)
 
     def repair(self) -> None:
         """Complete the push of a process that was killed, if there is one."""

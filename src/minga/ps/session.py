@@ -24,7 +24,7 @@ import torch
 
 from minga.algorithm import codec as codecs
 from minga.algorithm import localsgd
-from minga.ps.parameters import SharedParameters, Update
+from minga.ps.parameters import TURN_BYTE, SharedParameters, Update
 from minga.transport import rpc, store
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
@@ -36,6 +36,7 @@ from minga.transport.stream import (
     receive,
     send,
 )
+from minga.transport.turn import Turn
 
 CONTROL_S = 60.0
 """The coordinator answers within milliseconds; a silent one is dead."""
@@ -208,8 +209,15 @@ class Session:
 class _Streams:
     """Takes the worker's raw connections from the coordinator and puts them to use."""
 
-    def __init__(self, spec: SessionSpec, rendezvous: store.SessionStore, port: int) -> None:
+    def __init__(
+        self,
+        spec: SessionSpec,
+        rendezvous: store.SessionStore,
+        port: int,
+        parameters: SharedParameters,
+    ) -> None:
         self._spec = spec
+        self._parameters = parameters
         self._context = spec.identity.server_context()
         self._store = rendezvous
         self._port = port
@@ -235,7 +243,8 @@ class _Streams:
             return
         if hello.get("role") == "rpc":
             agent = socket.create_connection(("127.0.0.1", self._port))
-            forward(stream, agent, lambda: None)
+            turn = Turn(self._parameters.fileno(), TURN_BYTE)
+            forward(stream, agent, lambda: None, turn)
             return
         with contextlib.suppress(ValueError):
             try:
@@ -280,7 +289,7 @@ def main(
     rpc.start(rpc.PS, rendezvous, handler=session.handle)
     port = rpc.own_port(rendezvous, rpc.PS)
     control.ask("ready", port=port)
-    _Streams(spec, rendezvous, port).receive_all(descriptors)
+    _Streams(spec, rendezvous, port, parameters).receive_all(descriptors)
 
 
 def _peers() -> list[str]:

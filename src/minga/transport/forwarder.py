@@ -11,16 +11,24 @@ import threading
 from collections.abc import Callable
 
 from minga.transport.stream import close
+from minga.transport.turn import ASK_AGAIN_S, Turn
 
 _BUFFER_BYTES = 256 * 1024
 
 
 class _Direction:
-    """Bytes on their way from one socket to another; read again only when all are written."""
+    """Bytes on their way from one socket to another; read again only when all are written.
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+    Attributes:
+        held_back: whether what it has waits for its turn.
+    """
+
+    def __init__(self, source: socket.socket, sink: socket.socket, turn: Turn | None) -> None:
         self.source = source
         self.sink = sink
+        self.held_back = False
+        self._turn = turn
+        self._run_bytes = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._pending = self._buffer[:0]
 
@@ -29,6 +37,9 @@ class _Direction:
         waits_on = self.sink if self._pending else self.source
         try:
             if self._pending:
+                self.held_back = not self._may_send()
+                if self.held_back:
+                    return False
                 self._pending = self._pending[self.sink.send(self._pending) :]
                 return True
             count = self._fill()
@@ -37,11 +48,14 @@ class _Direction:
         except ssl.SSLWantWriteError:
             writable.add(waits_on)
         except BlockingIOError:
+            if not self._pending:
+                self._run_over()
             (writable if self._pending else readable).add(waits_on)
         else:
             if not count:
                 raise ConnectionResetError("end of stream")
             self._pending = self._buffer[:count]
+            self._run_bytes += count
             return True
         return False
 
@@ -54,42 +68,69 @@ class _Direction:
                     filled += more
         return filled
 
+    def _may_send(self) -> bool:
+        """Large is what has filled the buffer without a pause; small things need no turn."""
+        return self._turn is None or self._run_bytes < len(self._buffer) or self._turn.mine()
 
-def forward(one: socket.socket, other: socket.socket, ended: Callable[[], None]) -> None:
+    def _run_over(self) -> None:
+        """There is no more to read for now."""
+        self._run_bytes = 0
+        if self._turn is not None:
+            self._turn.over()
+
+
+def forward(
+    one: socket.socket,
+    other: socket.socket,
+    ended: Callable[[], None],
+    turn: Turn | None = None,
+) -> None:
     """Copy bytes both ways in one thread; when either side ends, close both, call ``ended``.
 
     One thread, because a TLS socket must not be read and written by two at a time.
+
+    Args:
+        one: a connected socket.
+        other: another.
+        ended: called from that thread.
+        turn: what large amounts wait for on their way from ``other`` to ``one``.
     """
     threading.Thread(
-        target=_forward, args=(one, other, ended), name="forwarder", daemon=True
+        target=_forward, args=(one, other, ended, turn), name="forwarder", daemon=True
     ).start()
 
 
-def _forward(one: socket.socket, other: socket.socket, ended: Callable[[], None]) -> None:
+def _forward(
+    one: socket.socket, other: socket.socket, ended: Callable[[], None], turn: Turn | None
+) -> None:
     with contextlib.suppress(OSError, ValueError):  # either side ended: that is the way out
         one.setblocking(False)
         other.setblocking(False)
-        there, back = _Direction(one, other), _Direction(other, one)
+        there, back = _Direction(one, other, None), _Direction(other, one, turn)
         while True:
             readable: set[socket.socket] = set()
             writable: set[socket.socket] = set()
             moved = there.advance(readable, writable)
             moved = back.advance(readable, writable) or moved
             if not moved:
-                _wait(readable, writable)
+                _wait(readable, writable, ASK_AGAIN_S if back.held_back else None)
+    if turn is not None:
+        turn.over()
     close(one)
     close(other)
     ended()
 
 
-def _wait(readable: set[socket.socket], writable: set[socket.socket]) -> None:
+def _wait(
+    readable: set[socket.socket], writable: set[socket.socket], limit_s: float | None
+) -> None:
     poller = select.poll()  # select() itself fails above descriptor 1023
     for stream in readable | writable:
         events = (select.POLLIN if stream in readable else 0) | (
             select.POLLOUT if stream in writable else 0
         )
         poller.register(stream, events)
-    poller.poll()
+    poller.poll(None if limit_s is None else 1000 * limit_s)
 
 
 class PortForwarder:
