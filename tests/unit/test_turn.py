@@ -129,15 +129,22 @@ def test_what_is_large_waits_for_its_turn_what_is_small_and_the_way_back_do_not(
     assert near.recv(100) == b"small"
     assert not turn.asked.is_set()
 
-    sender = threading.Thread(target=far.sendall, args=(large,), daemon=True)
-    sender.start()
+    received = bytearray()
+
+    def take() -> None:
+        while len(received) < len(large):
+            received.extend(near.recv(1 << 20))
+
+    threads = [threading.Thread(target=far.sendall, args=(large,)), threading.Thread(target=take)]
+    for thread in threads:
+        thread.start()
     assert turn.asked.wait(10)
     near.sendall(b"back")
     assert far.recv(100) == b"back"
+    assert len(received) < len(large) / 2, "it is held back"
     turn.given.set()
-    received = bytearray()
-    while len(received) < len(large):
-        received += near.recv(1 << 20)
+    for thread in threads:
+        thread.join(10)
     assert bytes(received) == large
     assert turn.ended.wait(10)
     near.close()
