@@ -11,7 +11,7 @@ PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(
 export DATASET VAL_DATASET RUN NEW TAIL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test clean
+.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,13 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m lan
+
+bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/session.py
+	$(BIN)/python benchmarks/lan.py --slow 2
+	$(BIN)/python benchmarks/time_to_accuracy.py
+	$(BIN)/python benchmarks/accuracy.py
 
 clean: ## Remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

@@ -122,7 +122,8 @@ class Exchange:
     def send(self, local: Tensor, buffers: Tensor) -> str:
         """Push the way from base to local; return the verdict. The reply is still on its way."""
         crc_now = self._own.base_crc()
-        payload = self._own.encode(local)
+        self._own.hold(local)
+        payload = self._own.encode()
         message = {"do": "push", "base_version": self.version, "reference_crc": crc_now}
         answer, tensors = self.session.handle(message, (payload, buffers))
         if answer["verdict"] == "applied":

@@ -19,8 +19,16 @@ import psutil
 from cluster.netns import VirtualPc, ip, virtual_lan
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
+_PYTHON_PATH = (BENCHMARKS.parent / "src", BENCHMARKS.parent / "tests", BENCHMARKS)
+_ENVIRONMENT = {
+    "PYTHONPATH": ":".join(map(str, _PYTHON_PATH)),
+    "PYTHONUNBUFFERED": "1",
+    "GLOO_SOCKET_IFNAME": "eth0",
+    "TP_SOCKET_IFNAME": "eth0",
+}
 OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-_BURST_BYTES = 256 * 1024
+_LEAST_BURST_BYTES, _BURST_S = 8 * 1024, 0.002
+"""A burst of 2 ms: far less than a tenth of any push."""
 _QUEUE_S = 0.02
 
 
@@ -46,11 +54,7 @@ class Place:
             [*OWN_PIDS, sys.executable, "-m", module, *map(str, arguments)],
             self.log(number),
             self.folder,
-            PYTHONPATH=":".join(_python_path()),
-            PYTHONUNBUFFERED="1",
-            GLOO_SOCKET_IFNAME="eth0",
-            TP_SOCKET_IFNAME="eth0",
-            **environment,
+            **(_ENVIRONMENT | environment),
         )
 
     def log(self, number: int) -> Path:
@@ -107,11 +111,7 @@ def place(count: int, rate_bits: float) -> Iterator[Place]:
 
 def shape(tc: list[str], device: str, rate_bits: float) -> None:
     """Let a device send this much and no more."""
-    queue = int(rate_bits / 8 * _QUEUE_S) + _BURST_BYTES
-    words = f"qdisc replace dev {device} root tbf rate {rate_bits:.0f}bit burst {_BURST_BYTES}b"
+    burst = max(_LEAST_BURST_BYTES, int(rate_bits / 8 * _BURST_S))
+    queue = int(rate_bits / 8 * _QUEUE_S) + burst
+    words = f"qdisc replace dev {device} root tbf rate {rate_bits:.0f}bit burst {burst}b"
     subprocess.run([*tc, *words.split(), "limit", f"{queue}b"], check=True, timeout=20)
-
-
-def _python_path() -> list[str]:
-    root = BENCHMARKS.parent
-    return [str(root / "src"), str(root / "tests"), str(BENCHMARKS)]

@@ -135,13 +135,13 @@ class Minga(System):
     def events(self) -> list[dict[str, Any]]:
         """Return the run's events."""
         for path in (self.there.folder / "runs").glob("*/events.jsonl"):
-            return [*_whole_lines(path)]
+            return [*whole_lines(path)]
         return []
 
     def marks(self) -> list[Mark]:
         """Return the pushes that were applied."""
         return [
-            Mark(_seconds(event["time"]), event["rank"], event["samples"])
+            Mark(seconds_of(event["time"]), event["rank"], event["samples"])
             for event in self.events()
             if event["kind"] == "push"
         ]
@@ -152,12 +152,12 @@ class Minga(System):
         joins = [event for event in events if event["kind"] == "worker_join"]
         if len(joins) < self.case.workers:
             return False
-        joined_s = _seconds(joins[-1]["time"])
+        joined_s = seconds_of(joins[-1]["time"])
         if time.time() - joined_s > _MINUTE_S:
             return self.each_has(2)
         paced = [event for event in events if event["kind"] == "pacing"]
         longest_s = max((event["window_s"] for event in paced), default=self.case.step_s)
-        changed_s = max([joined_s, *(_seconds(event["time"]) for event in paced)])
+        changed_s = max([joined_s, *(seconds_of(event["time"]) for event in paced)])
         if time.time() - changed_s < max(_SETTLED_S, 2 * longest_s):
             return False
         return self.each_has(3, joined_s) and self.each_has(1, changed_s)
@@ -166,7 +166,7 @@ class Minga(System):
         """Audit what was counted; say what H was and how stale pushes were."""
         subject = SUBJECTS[self.case.subject]
         journal = next((self.there.folder / "runs").glob("*/journal.jsonl"))
-        lines = [json.dumps(each) for each in _whole_lines(journal)]
+        lines = [json.dumps(each) for each in whole_lines(journal)]
         epochs = 1 + max(span[0] for line in lines for span in json.loads(line)["spans"])
         found = audit(lines, seed=0, samples=subject.train, epochs=epochs)
         assert not found.double, found.problems
@@ -197,7 +197,7 @@ class _Peer(System):
         return [
             Mark(line["at_s"], rank, line["samples"])
             for rank in range(1, self.case.workers + 1)
-            for line in _whole_lines(self.there.log(self._pc(rank)))
+            for line in whole_lines(self.there.log(self._pc(rank)))
         ]
 
     def warm(self) -> bool:
@@ -250,7 +250,7 @@ SYSTEMS: dict[str, type[System]] = {
 }
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file that is still written to."""
     if not path.exists():
         return
@@ -259,5 +259,5 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _seconds(time_utc: str) -> float:
+def seconds_of(time_utc: str) -> float:
     return datetime.fromisoformat(time_utc).timestamp()

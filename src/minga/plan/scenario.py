@@ -40,19 +40,21 @@ class Pcs:
 class Costs:
     """CPU time of one exchange, on one core.
 
-    The defaults are ResNet-50's (25.6 million parameters) in int8: encode 90 ms, rebase 45 ms,
-    decode and apply 50 ms, reply 75 ms. ``benchmarks/codec.py`` measures another machine.
+    The defaults are ResNet-50's (25.6 million parameters) in int8: encode 50 ms, rebase 45 ms,
+    decode and apply 40 ms, reply 50 ms. ``benchmarks/codec.py`` measures another machine.
     """
 
-    encode_ns: float = 3.5
-    """Of a parameter, on the worker: what was trained becomes a push."""
+    hold_ns: float = 0.5
+    """Of a parameter, on the worker: the weights are copied, for a push of them."""
+    encode_ns: float = 2.0
+    """Of a parameter, on the worker, while training goes on: the copy becomes a push."""
     rebase_ns: float = 1.8
     """Of a parameter, on the worker: a reply is decoded and taken."""
-    apply_ns: float = 2.0
+    apply_ns: float = 1.6
     """Of a parameter, at the ps: a push is decoded, judged and applied; one at a time."""
-    reply_ns: float = 3.0
+    reply_ns: float = 2.0
     """Of a parameter, at the ps: the reply is encoded."""
-    forward_ns: float = 2.5
+    forward_ns: float = 2.0
     """Of a byte, at each side: TLS and the way through loopback, while bytes travel."""
     call_s: float = 0.003
     """Of an exchange: questions to the coordinator, and the way there and back."""
@@ -121,7 +123,7 @@ class Scenario:
     @property
     def worker_s(self) -> float:
         """CPU seconds of an exchange on the worker, in which it does not train."""
-        return (self.costs.encode_ns + self.costs.rebase_ns) * 1e-9 * self.parameters
+        return (self.costs.hold_ns + self.costs.rebase_ns) * 1e-9 * self.parameters
 
     @property
     def forward_s(self) -> float:

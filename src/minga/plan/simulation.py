@@ -43,7 +43,7 @@ class Ps:
         scenario, began_s = self._scenario, self._env.now
         base_version = worker.version
         reply_ns, apply_ns = scenario.costs.reply_ns, scenario.costs.apply_ns
-        yield self._env.timeout(scenario.costs.call_s)
+        yield self._env.timeout(scenario.costs.call_s + worker.encode_s)
         yield self._travel(self.link_in, worker)
         with self._lock.request() as turn:
             yield turn
@@ -81,7 +81,8 @@ class Worker:
         pace: what it told of its last windows; none before its second push.
         marks: when each of its pushes was applied, with its samples and staleness.
         windows: the H of each of them.
-        encoding_s: seconds in which it encoded or rebased so far.
+        encode_s: seconds in which a push is encoded, while training goes on.
+        encoding_s: seconds so far in which it copied or rebased, and did not train.
         waiting_s: seconds in which it only waited so far.
         exchanges_s: seconds of all its exchanges.
     """
@@ -104,7 +105,8 @@ class Worker:
         self._steps = self.granted
         self._pushed: simpy.Process | None = None
         nanoseconds = 1e-9 * scenario.parameters
-        self._encode_s = scenario.costs.encode_ns * nanoseconds
+        self.encode_s = scenario.costs.encode_ns * nanoseconds
+        self._hold_s = scenario.costs.hold_ns * nanoseconds
         self._rebase_s = scenario.costs.rebase_ns * nanoseconds
 
     def count(self, staleness: int, pace: Pace | None) -> None:
@@ -129,8 +131,8 @@ class Worker:
                 done += steps
             if self._pushed is not None:
                 yield from self._settle(self._pushed)
-            yield self._env.timeout(self._encode_s)
-            self.encoding_s += self._encode_s
+            yield self._env.timeout(self._hold_s)
+            self.encoding_s += self._hold_s
             self.windows.append(done)
             self._pushed = self._env.process(self._ps.exchange(self, self._measured(step_s)))
             if not overlap:
@@ -140,7 +142,7 @@ class Worker:
         """Return what a push tells of this window and of the exchange before."""
         if not self.exchange_s:
             return None
-        overhead_s = self._encode_s + self._rebase_s
+        overhead_s = self._hold_s + self._rebase_s
         return Pace(step_s, self.exchange_s, overhead_s, self._scenario.batch_size)
 
     def _settle(self, pushed: simpy.Process) -> Events:

@@ -32,18 +32,27 @@ class Exchange:
         on_gpu = device.type == "cuda"
         self._sent = self._payload.cpu().pin_memory() if on_gpu else self._payload.cpu()
 
+    @property
+    def payload_bytes(self) -> int:
+        """Length of a push's payload, and of a reply's."""
+        return self._codec.nbytes
+
     def restart(self, weights: Tensor) -> None:
         """Begin from the ps's whole weights, fp32 [numel] on any device."""
         self.base.copy_(weights)
         self._residual.zero_()
 
-    def encode(self, weights: Tensor) -> Tensor:
-        """Encode how far ``weights`` are from the base; return the payload on the CPU.
-
-        The payload is this object's own memory: it stays until the next call.
-        """
-        codecs.encode_push(self._codec, self.base, weights, self._residual, self._payload)
+    def hold(self, weights: Tensor) -> None:
+        """Note the weights that the next push is about; they may change from now on."""
         self._pushed.copy_(weights)
+
+    def encode(self) -> Tensor:
+        """Encode how far the held weights are from the base; return the payload on the CPU.
+
+        May run beside training. The payload is this object's own memory: it stays until the
+        next call.
+        """
+        codecs.encode_push(self._codec, self.base, self._pushed, self._residual, self._payload)
         if self._sent is not self._payload:
             self._sent.copy_(self._payload)
         return self._sent

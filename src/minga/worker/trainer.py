@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from minga.data.leases import Lease
 from minga.data.loader import BatchLoader, Segment, evaluation_batches
 from minga.protocol import DONE, STOPPED, WAIT, Work
 from minga.transport.dial import Link
-from minga.transport.rpc import Call
+from minga.transport.rpc import Call, Tensors
 from minga.transport.stream import Message
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
@@ -61,11 +62,26 @@ class _Window:
 
 @dataclass(slots=True)
 class _Push:
-    """A push whose answer is not here yet."""
+    """A push whose answer is not here yet; at first it is still being encoded."""
 
-    call: Call
+    sending: Future[Call]
     samples: int
-    sent_s: float
+    begun_s: float
+
+    @property
+    def answered(self) -> bool:
+        """Whether :meth:`answer` returns or raises at once."""
+        sent = self.sending
+        return sent.done() and (sent.exception() is not None or sent.result().done)
+
+    def answer(self) -> tuple[Message, Tensors]:
+        """Wait for the answer. Raises ConnectionError."""
+        return self.sending.result().result()
+
+    @property
+    def took_s(self) -> float:
+        """Seconds until the answer was here."""
+        return self.sending.result().finished_s - self.begun_s
 
 
 class Trainer:
@@ -106,6 +122,8 @@ class Trainer:
         )
         numel = self._replica.weights.numel()
         self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
+        self._sender = ThreadPoolExecutor(1, "sender")
+        """Encodes and sends pushes while training goes on."""
         self._outstanding: _Push | None = None
         self._report: Call | None = None
         self._reported_s = 0.0
@@ -143,7 +161,8 @@ class Trainer:
                 self._take(link.call({"do": "work"}, timeout_s=_CALL_S)[0])
 
     def close(self) -> None:
-        """Stop the loader's thread."""
+        """Stop the threads."""
+        self._sender.shutdown()
         self._loader.close()
 
     def _begin(self, link: Link) -> None:
@@ -152,6 +171,8 @@ class Trainer:
         self._loader.clear()
         self._judging.clear()
         self._judged_snapshot = 0
+        if self._outstanding is not None:
+            self._outstanding.sending.exception()  # waits: it reads what is set anew here
         self._outstanding = self._report = None
         self._replica.reset_momentum()
         self._pull(link)
@@ -205,7 +226,7 @@ class Trainer:
             know, so it is dropped, and its samples are trained on again.
         """
         push = self._outstanding
-        if push is None or not (wait or push.call.done):
+        if push is None or not (wait or push.answered):
             return True
         started_s = time.monotonic()
         applied = self._settle(link, push)
@@ -225,11 +246,11 @@ class Trainer:
     def _push(self, link: Link, window: _Window) -> None:
         loss = float(torch.stack(window.losses).mean())  # waits for the device
         compute_s = time.monotonic() - window.started_s - window.waited_s
-        encode_from_s = time.monotonic()
-        payload = self._exchange.encode(self._replica.weights)
+        begun_s = time.monotonic()
+        self._exchange.hold(self._replica.weights)
         buffers = self._replica.buffers()
         self._sequence += 1
-        bytes_out = payload.nbytes + buffers.nbytes
+        bytes_out = self._exchange.payload_bytes + buffers.nbytes
         message: dict[str, Any] = {
             "do": "push",
             "sequence": self._sequence,
@@ -242,28 +263,31 @@ class Trainer:
             "bytes_out": bytes_out,
             **self._last,
         }
-        if self._sequence % _CHECK_EVERY == 0:
-            message["reference_crc"] = self._exchange.base_crc()
-        sent_s = time.monotonic()
-        call = link.start(message, (payload, buffers), timeout_s=_CALL_S)
+        sending = self._sender.submit(self._send, link, message, buffers)
         samples = sum(each.stop - each.start for each in window.segments)
-        self._outstanding = push = _Push(call, samples, sent_s)
+        self._outstanding = push = _Push(sending, samples, begun_s)
         self.totals.bytes_out += bytes_out
         self.totals.compute_s += compute_s
-        self._last["wait_s"], self._last["overhead_s"] = 0.0, sent_s - encode_from_s
+        self._last["wait_s"], self._last["overhead_s"] = 0.0, time.monotonic() - begun_s
         if self._settings.exchange.in_flight == "wait":
             self._settle(link, push)
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
+    def _send(self, link: Link, message: Message, buffers: torch.Tensor) -> Call:
+        """Encode the held weights and send them; runs beside training."""
+        if message["sequence"] % _CHECK_EVERY == 0:
+            message["reference_crc"] = self._exchange.base_crc()
+        return link.start(message, (self._exchange.encode(), buffers), timeout_s=_CALL_S)
+
     def _settle(self, link: Link, push: _Push) -> bool:
         """Wait for a push's answer and go on from it; return whether it was applied."""
         started_s = time.monotonic()
-        answer, tensors = push.call.result()
+        answer, tensors = push.answer()
         self._outstanding = None
         waited_s = time.monotonic() - started_s
         self._last["wait_s"] += waited_s
         held_s = float(answer.get("held_s", 0.0))  # for the others of a round
-        self._last["exchange_s"] = push.call.finished_s - push.sent_s - held_s
+        self._last["exchange_s"] = push.took_s - held_s
         self.totals.wait_s += waited_s
         self._take(answer)
         if answer["verdict"] == "applied":
