@@ -95,7 +95,7 @@ def test_one_pc_on_a_fast_link_trains_as_fast_as_it_can() -> None:
     # what cannot be hidden: H steps, then encode and rebase
     found = predict(replace(alone, local_steps=10))
     assert found.share == pytest.approx(1.28 / (1.28 + alone.worker_s), rel=1e-6)
-    assert found.share < 0.91, "the control: it does cost something"
+    assert found.share < 0.96, "the control: it does cost something"
 
 
 def test_a_full_link_decides_how_many_exchanges_there_are() -> None:
@@ -136,7 +136,7 @@ def test_overlap_hides_an_exchange_and_waiting_does_not() -> None:
 @pytest.mark.parametrize(
     ("cores", "costs", "exchange_s"),
     [
-        (1, Costs(), (2.0 + 3.0) * 0.011271432 + 2 * RESNET18.forward_s),
+        (1, Costs(), (1.6 + 2.0) * 0.011271432 + 2 * RESNET18.forward_s),
         (16, replace(FREE, apply_ns=20.0), 20.0 * 0.011271432),
     ],
     ids=["one core does all", "only one applies at a time"],
@@ -183,7 +183,7 @@ def test_equal_pcs_are_as_stale_as_there_are_others(count: int) -> None:
 # -- the pacing is the product's
 
 
-@pytest.mark.parametrize("count", [4, 16, 32])
+@pytest.mark.parametrize("count", [4, 8, 32])
 def test_h_is_what_the_ps_would_choose_from_the_same_figures(count: int) -> None:
     run = Simulation(replace(RESNET50, pcs=equal(count)))
     run.run(60)
@@ -221,9 +221,10 @@ def test_a_push_has_the_codecs_bytes_and_the_buffers(codec: Codec, exchange_byte
 
 def test_the_defaults_are_resnet_50s() -> None:
     parameters, costs = 25_557_032e-9, Costs()
-    assert costs.encode_ns * parameters == pytest.approx(0.090, rel=0.02)
-    assert costs.apply_ns * parameters == pytest.approx(0.050, rel=0.03)
-    assert costs.reply_ns * parameters == pytest.approx(0.075, rel=0.03)
+    assert costs.encode_ns * parameters == pytest.approx(0.050, rel=0.03)
+    assert costs.rebase_ns * parameters == pytest.approx(0.045, rel=0.03)
+    assert costs.apply_ns * parameters == pytest.approx(0.040, rel=0.03)
+    assert costs.reply_ns * parameters == pytest.approx(0.050, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "classes", "side"), [("small-cnn", 10, 8), ("resnet18", 200, 64)])

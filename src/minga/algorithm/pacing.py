@@ -9,6 +9,7 @@ for the exchange to hide behind the training of the next window, and for what ca
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,9 +20,10 @@ ROUNDS_PER_EPOCH = 8
 EVERY_S = 5.0
 """H is chosen anew this often."""
 
+_RECENT = 5
 _ROOM = 2.0
 """An exchange may fill half of a window: nearer to all of it, the ps's link stays full."""
-_OVERHEAD_SHARE = 0.03
+_OVERHEAD_SHARE = 0.02
 _ALIKE = 0.15
 """A change of H that is smaller is noise."""
 
@@ -41,6 +43,29 @@ class Pace:
     exchange_s: float
     overhead_s: float
     batch_size: int
+
+
+class RecentPaces:
+    """The paces of one worker's last windows."""
+
+    def __init__(self) -> None:
+        self._paces: deque[Pace] = deque(maxlen=_RECENT)
+
+    def add(self, pace: Pace) -> None:
+        """Note what a push told."""
+        self._paces.append(pace)
+
+    @property
+    def typical(self) -> Pace | None:
+        """Their medians: a single window says little. None before there is one."""
+        if not self._paces:
+            return None
+        return Pace(
+            step_s=statistics.median(pace.step_s for pace in self._paces),
+            exchange_s=statistics.median(pace.exchange_s for pace in self._paces),
+            overhead_s=statistics.median(pace.overhead_s for pace in self._paces),
+            batch_size=self._paces[-1].batch_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,4 +154,5 @@ def rate(marks: Sequence[tuple[float, int, int]], watched_s: float) -> float:
 
 
 def _exchange_s(worker: Worker) -> float:
-    return worker.pace.exchange_s if worker.pace is not None else worker.exchange_s
+    pace = worker.paces.typical
+    return pace.exchange_s if pace is not None else worker.exchange_s

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import simpy
 
-from minga.algorithm.pacing import EVERY_S, FIRST_STEPS, Pace, balance, worth_a_change
+from minga.algorithm.pacing import EVERY_S, FIRST_STEPS, Pace, RecentPaces, balance, worth_a_change
 from minga.plan.network import SharedLink
 from minga.plan.scenario import Pcs, Scenario, link_bytes_per_s
 
@@ -78,7 +78,7 @@ class Worker:
         version: of the weights that its next window starts from.
         granted: H of the windows that the ps will hand out next.
         answered: version and H that the last reply brought.
-        pace: what it told of its last windows; none before its second push.
+        paces: what it told of its last windows; empty before its second push.
         marks: when each of its pushes was applied, with its samples and staleness.
         windows: the H of each of them.
         encode_s: seconds in which a push is encoded, while training goes on.
@@ -95,7 +95,7 @@ class Worker:
         self.version = 0
         self.answered = (0, self.granted)
         self.exchange_s = 0.0
-        self.pace: Pace | None = None
+        self.paces = RecentPaces()
         self.marks: list[tuple[float, int, int]] = []
         self.windows: list[int] = []
         self.encoding_s = self.waiting_s = self.exchanges_s = 0.0
@@ -111,7 +111,8 @@ class Worker:
 
     def count(self, staleness: int, pace: Pace | None) -> None:
         """Note that the ps applied a push."""
-        self.pace = pace or self.pace
+        if pace is not None:
+            self.paces.add(pace)
         samples = self.windows[-1] * self._scenario.batch_size
         self.marks.append((self._env.now, samples, staleness))
 
@@ -186,11 +187,8 @@ class Simulation:
 
     def paces(self) -> dict[int, Pace]:
         """Return what the workers told, by their numbers."""
-        return {
-            number: worker.pace
-            for number, worker in enumerate(self.workers)
-            if worker.pace is not None
-        }
+        typical = {number: worker.paces.typical for number, worker in enumerate(self.workers)}
+        return {number: pace for number, pace in typical.items() if pace is not None}
 
     def _repace(self) -> Events:
         """Choose H as the ps does."""

@@ -194,21 +194,18 @@ class Accounts:
     def repace(self) -> None:
         """Choose H anew for everybody who trains, and say what was chosen if it differs much."""
         exchange = self.plan.settings.exchange
-        training = {
-            member.rank: member
-            for member in self.members
-            if member.state == TRAINING and member.pace is not None
-        }
-        if exchange.local_steps is not None or not training:
+        training = {member.rank: member for member in self.members if member.state == TRAINING}
+        typical = {rank: member.paces.typical for rank, member in training.items()}
+        paces = {rank: pace for rank, pace in typical.items() if pace is not None}
+        if exchange.local_steps is not None or not paces:
             return
-        paces = {rank: member.pace for rank, member in training.items() if member.pace}
         pacing = balance(
             paces,
             self.plan.facts.train,
             overlap=exchange.in_flight == "train",
             alike=exchange.mode != ASYNC,
         )
-        if not worth_a_change(pacing.steps, {rank: each.steps for rank, each in training.items()}):
+        if not worth_a_change(pacing.steps, {rank: training[rank].steps for rank in paces}):
             return
         for rank, steps in pacing.steps.items():
             training[rank].steps = steps
@@ -344,7 +341,8 @@ class Accounts:
         totals.wait_s += wait_s
         member.window_s = compute_s + wait_s
         batch_size = member.batch_size or self.plan.settings.train.batch_size
-        member.pace = pace_of(message, batch_size) or member.pace
+        if (pace := pace_of(message, batch_size)) is not None:
+            member.paces.add(pace)
         loss = message.get("loss")
         member.last_loss = float(loss) if loss is not None and math.isfinite(loss) else None
         if member.window_s > 0:

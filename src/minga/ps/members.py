@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from minga.algorithm.pacing import FIRST_STEPS, Pace
+from minga.algorithm.pacing import FIRST_STEPS, RecentPaces
 from minga.errors import Hint, Refused
 from minga.transport.stream import Message
 
@@ -56,8 +56,8 @@ class Member:
     batch_size: int | None = None
     steps: int = FIRST_STEPS
     """H of its next windows."""
-    pace: Pace | None = None
-    """What its last windows took; none before the second push."""
+    paces: RecentPaces = field(default_factory=RecentPaces)
+    """What its last windows took; empty before the second push."""
     rate: float = 0.0
     """Samples per second over the last pushes."""
     totals: Totals = field(default_factory=Totals)
