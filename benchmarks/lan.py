@@ -36,6 +36,8 @@ from lanbench.systems import Case  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "lan.json"
 SIZES = (8, 4, 2, 1)
+MANY = (16, 8, 4, 2)
+"""Workers with a small model: what each costs the ps."""
 _FIRST_MODEL = "resnet18"
 
 
@@ -46,6 +48,8 @@ def cases(slow: float, window_s: float) -> Iterator[Case]:
             for system in ("minga", "ddp", "textbook"):
                 if subject == _FIRST_MODEL or system == "minga" or workers == SIZES[0]:
                     yield Case(system, subject, workers, slow, window_s)
+    for workers in MANY:
+        yield Case("minga", "small-cnn", workers, slow, window_s)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:

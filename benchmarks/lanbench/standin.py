@@ -36,6 +36,7 @@ class Subject:
 
 SUBJECTS = {
     "resnet18": Subject("resnet18", 200, 64, 100_000, 11_271_432),
+    "small-cnn": Subject("small-cnn", 10, 64, 100_000, 332_826),
     "resnet50": Subject("resnet50", 1000, 224, 1_281_167, 25_557_032),
 }
 
