@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from minga.data.digits import prepare_digits
 from support import ROOT, RunMinga
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in child processes
@@ -49,6 +50,12 @@ def _no_process_left_behind() -> Iterator[None]:
                 child.kill()
         except psutil.NoSuchProcess:
             continue
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits as PNG files: 1442 to train on, 355 to validate on."""
+    return prepare_digits(tmp_path_factory.mktemp("data") / "digits")
 
 
 @pytest.fixture

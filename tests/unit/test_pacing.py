@@ -79,7 +79,7 @@ def test_a_network_that_holds_training_up_is_told_with_by_how_much_and_what_woul
 
 @pytest.mark.parametrize(
     ("exchange_s", "overhead_s", "why"),
-    [(2.0, 0.001, "hides behind a window of 4 s"), (0.01, 0.1, "encoding and decoding take 0.1")],
+    [(2.0, 0.001, "hides behind a window of 4 s"), (0.01, 0.1, "copying and decoding take 0.1")],
 )
 def test_the_reason_for_a_choice_is_told(exchange_s: float, overhead_s: float, why: str) -> None:
     paces = {1: pace(exchange_s=exchange_s, overhead_s=overhead_s)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import simpy
 
-from minga.algorithm.pacing import balance, worth_a_change
+from minga.algorithm.pacing import EVERY_S, balance, worth_a_change
 from minga.cli import main
 from minga.config import Codec
 from minga.models import Layout, build_model, sizes
@@ -18,6 +19,7 @@ from minga.plan.network import SharedLink, fair_rates
 from minga.plan.prediction import predict
 from minga.plan.scenario import Costs, Pcs, Scenario, link_bytes_per_s, parse_pcs
 from minga.plan.simulation import Events, Simulation
+from support import ROOT
 
 FREE = Costs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 FAST_MBITS = 1e6
@@ -25,6 +27,8 @@ RESNET50 = Scenario(
     pcs=(Pcs(8, 1000, 1000),), parameters=25_557_032, buffers=53_120, train_images=1_281_167
 )
 RESNET18 = replace(RESNET50, parameters=11_271_432, buffers=9_600, train_images=100_000)
+SMALL_CNN = replace(RESNET18, parameters=332_826, buffers=96)
+MOMENT_S = 1e-3
 
 
 def equal(count: int, link_mbits: float = 1000) -> tuple[Pcs, ...]:
@@ -183,14 +187,18 @@ def test_equal_pcs_are_as_stale_as_there_are_others(count: int) -> None:
 # -- the pacing is the product's
 
 
-@pytest.mark.parametrize("count", [4, 8, 32])
+@pytest.mark.parametrize("count", [4, 16, 32])
 def test_h_is_what_the_ps_would_choose_from_the_same_figures(count: int) -> None:
+    def granted() -> dict[int, int]:
+        return {number: worker.granted for number, worker in enumerate(run.workers)}
+
     run = Simulation(replace(RESNET50, pcs=equal(count)))
-    run.run(60)
+    run.run(12 * EVERY_S - MOMENT_S)
+    before = granted()
     chosen = balance(run.paces(), RESNET50.train_images, overlap=True).steps
-    granted = {number: worker.granted for number, worker in enumerate(run.workers)}
-    assert not worth_a_change(chosen, granted)
-    assert set(granted.values()) != {8}, "the control: 8 is what they began with"
+    run.run(2 * MOMENT_S)
+    assert granted() == (chosen if worth_a_change(chosen, before) else before)
+    assert set(granted().values()) != {8}, "the control: 8 is what they began with"
 
 
 def test_a_fixed_h_stays() -> None:
@@ -205,6 +213,40 @@ def test_a_plan_is_the_same_each_time() -> None:
 def test_a_pc_that_hardly_moves_does_not_keep_a_plan_from_ending() -> None:
     found = predict(replace(RESNET18, pcs=(Pcs(1, 1000, 1000), Pcs(1, 1000, 0.001))))
     assert found.kinds[1].samples_per_s < 1
+
+
+# -- what was measured
+
+
+def measured() -> list[dict[str, Any]]:
+    """The rows of benchmarks/lan.py that a plan can be made for."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "lan.json").read_text())["rows"]
+    return [row for row in rows if row["system"] in ("minga", "minga-bound") and not row["void"]]
+
+
+def planned(row: dict[str, Any]) -> float:
+    """Return the samples per second that a plan predicts for a row; its costs are the defaults."""
+    subjects = {"resnet18": RESNET18, "resnet50": RESNET50, "small-cnn": SMALL_CNN}
+    link_mbits, rate = 1000 / row["slowed"], 1000 / row["slowed"]
+    scenario = replace(
+        subjects[row["model"]],
+        pcs=(Pcs(row["workers"], rate, link_mbits),),
+        ps_link_mbits=link_mbits,
+        ps_cores=2,
+        local_steps=1 if row["system"] == "minga-bound" else None,
+    )
+    return predict(scenario).samples_per_s
+
+
+@pytest.mark.parametrize("row", measured(), ids=lambda row: f"{row['model']}-{row['workers']}")
+def test_a_plan_is_within_15_percent_of_what_was_measured(row: dict[str, Any]) -> None:
+    assert planned(row) == pytest.approx(row["samples_per_s"], rel=0.15)
+
+
+def test_a_plan_for_other_links_is_not() -> None:
+    """The control: the network-bound row with links of half the rate."""
+    (row,) = [row for row in measured() if row["system"] == "minga-bound"]
+    assert planned({**row, "slowed": 2 * row["slowed"]}) < 0.85 * row["samples_per_s"]
 
 
 # -- words and numbers

@@ -2,8 +2,8 @@
 
 All windows aim at one length W, so that all PCs push about equally often (DyLU in Async
 Local-SGD, 2024, arXiv:2401.09135): a slow PC gets few steps, a fast one many. W is long enough
-for the exchange to hide behind the training of the next window, and for what cannot be hidden
-(encoding, decoding) to be a small share; short enough that an epoch keeps 8 rounds.
+for the exchange to hide behind half of the next window, and for what cannot be hidden (copying
+the weights, taking the reply) to be a small share; short enough that an epoch keeps 8 rounds.
 """
 
 from __future__ import annotations
@@ -140,5 +140,5 @@ def explain(pacing: Pacing, paces: Mapping[int, Pace]) -> str:
             "a faster link of the ps, fewer workers or larger batches would help"
         )
     if pacing.window_s <= overhead_s / _OVERHEAD_SHARE:
-        return f"encoding and decoding take {overhead_s:.2g} s: {_OVERHEAD_SHARE:.0%} of a window"
+        return f"copying and decoding take {overhead_s:.2g} s: {_OVERHEAD_SHARE:.0%} of a window"
     return f"{takes} and hides behind a window of {pacing.window_s:.2g} s"

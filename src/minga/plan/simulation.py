@@ -15,6 +15,7 @@ import simpy
 from minga.algorithm.pacing import EVERY_S, FIRST_STEPS, Pace, RecentPaces, balance, worth_a_change
 from minga.plan.network import SharedLink
 from minga.plan.scenario import Pcs, Scenario, link_bytes_per_s
+from minga.transport.turn import HOLD_S, WAIT_S
 
 Events: TypeAlias = Generator[simpy.Event, Any, None]
 
@@ -37,6 +38,7 @@ class Ps:
         self._scenario = scenario
         self._cores = simpy.Resource(env, scenario.ps_cores)
         self._lock = simpy.Resource(env, 1)
+        self._turns = simpy.Resource(env, 1)
 
     def exchange(self, worker: Worker, pace: Pace | None) -> Events:
         """Take a worker's push and answer it."""
@@ -55,9 +57,17 @@ class Ps:
         worker.count(staleness, pace)
         answered = (self.version, worker.granted)  # the next work goes along with the reply
         yield from self._work(reply_ns * 1e-9 * scenario.parameters)
-        yield self._travel(self.link_out, worker)
+        yield from self._reply(worker)
         worker.answered = answered
         worker.exchange_s = self._env.now - began_s
+
+    def _reply(self, worker: Worker) -> Events:
+        """Send the reply, one after the other as the sessions' processes do."""
+        with self._turns.request() as turn:
+            yield turn | self._env.timeout(WAIT_S)
+            across = self._travel(self.link_out, worker)
+            yield across | self._env.timeout(HOLD_S)
+        yield across
 
     def _travel(self, link: SharedLink, worker: Worker) -> simpy.Event:
         """Bytes are forwarded while they travel: whichever takes longer decides."""

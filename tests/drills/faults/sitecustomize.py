@@ -1,0 +1,109 @@
+"""Read by every Python of a drilled process: ends it at a named point, as kill -9 does.
+
+``FAULTS`` names the points, in the order in which they strike; each strikes once, and leaves a
+file of its name in ``FAULTS_FOLDER``. No code of minga knows of this.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NAMES = os.environ.get("FAULTS", "").split(",")
+FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
+LARGE = 2_000_000
+_pushed = False
+
+
+def strike(name: str) -> None:
+    """End this process if it is this point's turn."""
+    before = NAMES[: NAMES.index(name)] if name in NAMES else [name]
+    if name not in NAMES or not all((FOLDER / each).exists() for each in before):
+        return
+    try:
+        os.close(os.open(FOLDER / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def around(owner: Any, name: str, *, before: Callable[..., Any] = lambda *a: None) -> None:
+    """Have ``before`` called, with the same arguments, ahead of a method."""
+    wrapped = getattr(owner, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        before(*arguments)
+        return wrapped(*arguments, **named)
+
+    setattr(owner, name, call)
+
+
+def install_worker_points() -> None:
+    """Points of a worker: in compute, push, reply, join, validation."""
+    from minga.transport.dial import Join
+    from minga.transport.forwarder import _Direction
+    from minga.worker.exchange import Exchange
+    from minga.worker.replica import Replica
+    from minga.worker.trainer import Trainer
+
+    def note_push(*_: Any) -> None:
+        global _pushed
+        _pushed = True
+
+    def carried(direction: Any, *_: Any) -> None:
+        if _pushed and direction._run_bytes > LARGE:
+            up = isinstance(direction.sink, ssl.SSLSocket)
+            strike("worker-in-push" if up else "worker-in-reply")
+
+    around(Replica, "step", before=lambda *_: _pushed and strike("worker-in-compute"))
+    around(Exchange, "hold", before=note_push)
+    around(_Direction, "advance", before=carried)
+    around(Join, "report_data", before=lambda *_: strike("worker-in-join"))
+    around(Replica, "evaluate", before=lambda *_: strike("worker-in-validation"))
+    assert Trainer is not None
+
+
+def install_ps_points() -> None:
+    """Points of the ps: of a session's process, and of the coordinator."""
+    from minga.algorithm.codec import CHUNK
+    from minga.ps import checkpoint
+    from minga.ps.coordinator import Coordinator
+    from minga.ps.evaluation import Evaluation
+    from minga.ps.parameters import SharedParameters
+
+    def far(parameters: SharedParameters, start: int, *_: Any) -> bool:
+        return start >= 5 * CHUNK and parameters.version > 3
+
+    def on_renew(parameters: SharedParameters, start: int, *_: Any) -> None:
+        if far(parameters, start):
+            strike("session-in-apply")
+
+    def on_reply(parameters: SharedParameters, start: int, *_: Any) -> None:
+        if far(parameters, start):
+            strike("session-in-reply")
+
+    def on_sync(*_: Any) -> None:
+        if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
+            strike("ps-in-checkpoint")
+
+    around(SharedParameters, "ahead", before=on_reply)
+    around(checkpoint.os, "fsync", before=on_sync)
+    around(Evaluation, "take", before=lambda *_: strike("ps-in-validation"))
+    around(Coordinator, "_prepare", before=lambda own, *_: own.accounts and strike("ps-in-join"))
+    renew = SharedParameters._renew_weights
+
+    def renew_weights(self: SharedParameters, start: int, stop: int, scratch: Any) -> None:
+        on_renew(self, start)
+        renew(self, start, stop, scratch)
+
+    SharedParameters._renew_weights = renew_weights  # type: ignore[method-assign]
+
+
+if NAMES != [""] and "resource_tracker" not in " ".join(sys.orig_argv):
+    install_worker_points()
+    install_ps_points()
