@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import traceback
@@ -29,6 +30,8 @@ def run(argv: Sequence[str] | None) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:
+        return _fail(_as_system_error(error) or _as_crash(error))
     except Exception as error:
         return _fail(_as_crash(error))
     return status if isinstance(status, int) else 0
@@ -47,6 +50,31 @@ def _as_usage_error(error: CycloptsError) -> UsageError:
         code="config-value" if wrong_value else "usage",
         hints=(Hint("what is there?", f"{command} --help"),),
     )
+
+
+def _as_system_error(error: OSError) -> MingaError | None:
+    """Return what the system refused as a sentence, or None where it is not the user's."""
+    where = f": {error.filename}" if error.filename else ""
+    folder = Path(error.filename).parent if isinstance(error.filename, str) else Path()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailed(
+            f"{error.strerror}{where}",
+            code="disk-full",
+            hints=(
+                Hint("how much room is there?", f"df -h {folder}"),
+                Hint("then start again", "a ps goes on from its last checkpoint"),
+            ),
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(
+            f"{error.strerror}{where}",
+            code="no-access",
+            hints=(
+                Hint("who may?", f"ls -ld {folder}"),
+                Hint("write elsewhere?", "MINGA_RUNS=~/minga/runs MINGA_STATE=~/minga/state"),
+            ),
+        )
+    return None
 
 
 def _as_crash(error: Exception) -> RunFailed:

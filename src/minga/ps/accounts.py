@@ -16,6 +16,7 @@ from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
 from minga.ps.facts import Plan
+from minga.ps.health import NON_FINITE, Health
 from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger, Span
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
@@ -53,6 +54,7 @@ class Accounts:
         self.members = members
         self.phase = TRAIN
         self.norms = localsgd.RecentNorms()
+        self.health = Health()
         self.last_sequence: dict[str, int] = {}
         self.progressed: Callable[[], None] = lambda: None
         self.ledger = Ledger(
@@ -93,8 +95,7 @@ class Accounts:
             case "result":
                 return self._result(member, asked["message"], str(asked["vector"]))
             case "leave":
-                member.state = LEFT
-                self.events.write("worker_left", worker=member.name, rank=member.rank)
+                self._leave(member, asked["message"].get("failed"))
             case "drifted":
                 return self._refused(handle, "reference drifted", 0, asked["message"])
             case "lost" | "stranger" as kind:
@@ -148,6 +149,7 @@ class Accounts:
             overhead_s=message.get("overhead_s"),
             **{name: facts.get(name) for name in _COSTS},
         )
+        self._judge(member, finite=math.isfinite(message.get("loss") or 0.0))
         self.progressed()
 
     def part_with(self, handle: Handle) -> None:
@@ -257,7 +259,30 @@ class Accounts:
             staleness=staleness,
             samples=sum(span.stop - span.start for span in spans),
         )
+        if reason == NON_FINITE:
+            self._judge(member, finite=False)
         return {"verdict": "refused", "reason": reason, **self.work(member)}
+
+    def _judge(self, member: Member, *, finite: bool) -> None:
+        if finite:
+            self.health.good(member.rank)
+            return
+        why = self.health.bad(member, self.members)
+        if why is not None:
+            row = self.health.row(member.rank)
+            facts = {"worker": member.name, "rank": member.rank, "host": member.host}
+            self.events.write("worker_not_finite", in_a_row=row, why=why, **facts)
+        if self.health.diverged:
+            self.progressed()
+
+    def _leave(self, member: Member, failed: Message | None) -> None:
+        member.state = LEFT
+        if failed is None:
+            self.events.write("worker_left", worker=member.name, rank=member.rank)
+            return
+        facts = {"worker": member.name, "rank": member.rank, "host": member.host}
+        code, what = str(failed["code"]), str(failed["what"])
+        self.events.write("worker_failed", code=code, what=what, **facts)
 
     def _work_of(self, handle: Handle) -> Message:
         member = handle.member

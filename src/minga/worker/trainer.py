@@ -21,6 +21,7 @@ from minga.transport.rpc import Call
 from minga.transport.stream import Message
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
+from minga.worker.trouble import NON_FINITE, Warnings
 
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
@@ -92,7 +93,7 @@ class Trainer:
     ) -> None:
         self.totals = Totals()
         self._settings = settings
-        self._data = data
+        self.data = data
         self._replica = replica()
         self._judge = replica()
         self._leaving = leaving
@@ -118,6 +119,7 @@ class Trainer:
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
+        self._warnings = Warnings()
 
     def train(self, link: Link) -> str:
         """Train over this link until the run ends; return ``done``, ``stopped`` or ``left``.
@@ -253,6 +255,7 @@ class Trainer:
         self._last["wait_s"], self._last["overhead_s"] = 0.0, sent_s - encode_from_s
         if self._settings.exchange.in_flight == "wait":
             self._settle(link, push)
+        self._warnings.look_at(self.data)
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
     def _settle(self, link: Link, push: _Push) -> bool:
@@ -275,10 +278,14 @@ class Trainer:
             self.totals.bytes_in += reply.nbytes + self._next_buffers.nbytes
             self.totals.samples += push.samples
             self.totals.pushes += 1
+            self._warnings.settled(None)
             return True
         reason = str(answer.get("reason", answer["verdict"]))
         self.totals.refused += 1
         self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
+        self._warnings.settled(reason)
+        if reason == NON_FINITE:
+            self._replica.reset_momentum()  # it is not finite either, and would stay so
         self._pull(link)
         return False
 
@@ -300,7 +307,7 @@ class Trainer:
             "start": lease.start,
             "stop": lease.stop,
         }
-        split = self._data.train if lease.kind == "calibrate" else self._data.val
+        split = self.data.train if lease.kind == "calibrate" else self.data.val
         batches = self._reporting(
             link,
             evaluation_batches(
