@@ -86,6 +86,8 @@ class Accounts:
             case "applied":
                 return self._applied(handle, asked)
             case "refused":
+                if asked["reason"] == localsgd.OUTSIZED_PUSH:
+                    self.norms.add_outsized(float(asked["norm"]))
                 return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
             case "work":
                 return self._work_of(handle)

@@ -100,7 +100,7 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means the file cannot be read
         raise Refused(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            f"{path} cannot be read: {next(iter(str(error).splitlines()), 'it ends too early')}",
             code="checkpoint-corrupt",
             hints=(Hint("is there another?", f"ls {path.parent}"),),
         ) from error

@@ -21,7 +21,7 @@ from minga.transport.rpc import Call
 from minga.transport.stream import Message
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
-from minga.worker.trouble import NON_FINITE, Warnings
+from minga.worker.trouble import SPOILT, Warnings
 
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
@@ -284,8 +284,8 @@ class Trainer:
         self.totals.refused += 1
         self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
         self._warnings.settled(reason)
-        if reason == NON_FINITE:
-            self._replica.reset_momentum()  # it is not finite either, and would stay so
+        if reason in SPOILT:
+            self._replica.reset_momentum()  # what spoilt the push is in there, and would stay
         self._pull(link)
         return False
 

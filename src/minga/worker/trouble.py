@@ -13,7 +13,8 @@ from minga.data.dataset import ImageData
 from minga.errors import Hint, RunFailed
 
 NON_FINITE = "non-finite"
-"""Why the ps refuses a push that is no number."""
+SPOILT = (NON_FINITE, "outsized")
+"""Why the ps refuses a push for what is in it."""
 SUSPECT = 3
 _MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
 """How CUDA, cuDNN, MPS and the processor's allocator say that there is none left."""
