@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ _INTERRUPTED = 130
 
 def run(argv: Sequence[str] | None) -> int:
     """Run the command of ``argv`` (None: of this process) and return the exit status."""
+    if argv is None:
+        _speak_utf8()
     drop_empty(os.environ)
     try:
         status = build_app()(argv)
@@ -35,6 +38,18 @@ def run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         return _fail(_as_crash(error))
     return status if isinstance(status, int) else 0
+
+
+def _speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode, on a PC whose locale names files in another way.
+
+    Else names of classes with accents would not be the same on all PCs. Python does this by itself
+    for the C locale, unless it was told not to.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _fail(error: MingaError) -> int:
