@@ -12,11 +12,13 @@ Any key may be missing or None: it is shown as a dash. Accuracies are shares of 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
@@ -51,7 +53,23 @@ def results() -> RichConsole:
 @cache
 def talk() -> RichConsole:
     """Return the console of everything said on the way: stderr."""
-    return RichConsole(theme=_THEME, highlight=False, stderr=True)
+    return RichConsole(theme=_THEME, highlight=False, file=cast(TextIO, _Stderr()))
+
+
+class _Stderr:
+    """The present stderr; a log on a full disk, or a reader that went away, ends no training."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def show_error(error: MingaError) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from minga.console import Console, Progress, results
 from minga.data.digits import prepare_digits
 from minga.errors import Hint, RunFailed
+from minga.observe.folder import RunFolder
 from minga.options import DemoOptions
 from minga.transport.identity import Identity
 
@@ -42,9 +43,8 @@ def run_demo(options: DemoOptions) -> int:
     """
     console = Console("demo")
     console.interval_s = _SHOW_S
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-demo"
-    folder = options.runs / run_id
-    folder.mkdir(parents=True)
+    folder = RunFolder.fresh(options.runs, f"{time.strftime('%Y%m%d-%H%M%S')}-demo").path
+    run_id = folder.name
     data = prepare_digits(options.runs.parent / "data" / "digits")
     identity = Identity.load_or_create(folder / "identity")
     port = _free_port()

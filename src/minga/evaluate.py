@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minga import models
-from minga.config import DataConfig, Settings
+from minga.config import DataConfig
 from minga.data.dataset import open_data
 from minga.data.leases import Lease
 from minga.data.loader import evaluation_batches
@@ -33,7 +33,7 @@ def evaluate_checkpoint(
     """
     started_s = time.monotonic()
     content = checkpoint.read(path)
-    settings, facts = Settings.from_dict(content["settings"]), content["facts"]
+    settings, facts = checkpoint.settings_of(content, path), content["facts"]
     images = open_data(data or settings.data, needs=("val",))
     if images.class_hash != facts["class_hash"]:
         raise Refused(

@@ -52,14 +52,18 @@ def build_model(
         if not stock_stem(name, stem, image_size):
             adapt = _adaptation(name)
             if adapt is None:
-                raise UsageError(
-                    f"minga has no small stem for {name}",
-                    code="stem-unsupported",
-                    hints=(Hint("take it as it is?", "model.stem: stock"),),
-                )
+                raise _no_small_stem(name)
             adapt(model)
     _check_size(name, model, image_size)
     return model
+
+
+def require_known(name: str, stem: str) -> None:
+    """Raise UsageError for a network that :func:`build_model` refuses for its name or stem."""
+    if name != SMALL_CNN and name not in _known():
+        raise _unknown(name)
+    if stem == "small" and _adaptation(name) is None:
+        raise _no_small_stem(name)
 
 
 def stock_stem(name: str, stem: str, image_size: int) -> bool:
@@ -135,14 +139,8 @@ def _flat(state: Mapping[str, Tensor], entries: Entries) -> Tensor:
 
 
 def _torchvision_model(name: str, classes: int, image_size: int) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        close = difflib.get_close_matches(name, [SMALL_CNN, *known], n=1, cutoff=0.4)
-        raise UsageError(
-            f"no model is called {name!r}",
-            code="model-unknown",
-            hints=tuple(Hint("was this meant?", f"model.name: {each}") for each in close),
-        )
+    if name not in _known():
+        raise _unknown(name)
     special: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         special = {"aux_logits": False, "init_weights": True}
@@ -156,6 +154,28 @@ def _torchvision_model(name: str, classes: int, image_size: int) -> nn.Module:
         raise _wrong_size(name, image_size, error) from error
     assert isinstance(model, nn.Module)
     return model
+
+
+def _known() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _unknown(name: str) -> UsageError:
+    close = difflib.get_close_matches(name, [SMALL_CNN, *_known()], n=1, cutoff=0.4)
+    return UsageError(
+        f"no model is called {name!r}",
+        code="model-unknown",
+        hints=tuple(Hint("was this meant?", f"model.name: {each}") for each in close),
+    )
+
+
+def _no_small_stem(name: str) -> UsageError:
+    return UsageError(
+        f"minga has no small stem for {name}",
+        code="stem-unsupported",
+        hints=(Hint("take it as it is?", "model.stem: stock"),),
+    )
 
 
 def _check_size(name: str, model: nn.Module, image_size: int) -> None:

@@ -17,7 +17,7 @@ In a session every call is ``(message, tensors)``; ``message["do"]`` is one of
     result    -> takes what was measured on a validation or calibration lease
     work      -> nothing but the work
     progress  -> nothing: the worker is at work on what it holds, which it keeps
-    leave     -> gives back what the worker holds
+    leave     -> gives back what the worker holds; ``failed: {code, what}`` says why it ends
 
 and every answer carries ``work``: see :class:`Work`.
 """
@@ -37,6 +37,8 @@ PROTOCOL_VERSION = 1
 DEFAULT_PORT = 30005
 
 TRAIN, WAIT, DONE, STOPPED = "train", "wait", "done", "stopped"
+FAILED = "failed"
+"""How a run can end besides; its workers are told ``stopped``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

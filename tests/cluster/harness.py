@@ -83,6 +83,7 @@ class Cluster:
         self, folder: Path, data: Path, settings: dict[str, Any], entry: tuple[str, ...]
     ) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self._entry = entry
         self.runs = folder / "runs"
         self.port = free_port()
@@ -109,23 +110,29 @@ class Cluster:
 
     def start_ps(self, *flags: str, host: str = "127.0.0.1", world_size: int = 3) -> None:
         """Start the ps."""
-        settings = [f"--{name}={value}" for name, value in self._settings.items()]
-        self._start(
-            "ps",
+        self._start("ps", *self.ps_flags(host, world_size), *flags)
+
+    def ps_flags(self, host: str = "127.0.0.1", world_size: int = 3) -> list[str]:
+        """Return what the ps is started with."""
+        return [
             f"--port={self.port}",
             f"--host={host}",
             f"--runs={self.runs}",
             f"--state={self.folder / 'state'}",
             f"--world-size={world_size}",
             "--config=none",
-            *settings,
-            *flags,
-        )
+            *(f"--{name}={value}" for name, value in self._settings.items()),
+        ]
 
     def start_worker(
-        self, rank: int, *flags: str, name: str | None = None, port: int | None = None
+        self,
+        rank: int,
+        *flags: str,
+        name: str | None = None,
+        port: int | None = None,
+        entry: tuple[str, ...] | None = None,
     ) -> None:
-        """Start a worker under the name ``worker<rank>``."""
+        """Start a worker under the name ``worker<rank>``, perhaps by another entry."""
         self._start(
             "worker",
             "--address=127.0.0.1",
@@ -135,6 +142,7 @@ class Cluster:
             f"--runs={self.folder / 'elsewhere' / 'runs'}",
             *flags,
             name=name or f"worker{rank}",
+            entry=entry,
         )
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -209,11 +217,17 @@ class Cluster:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _start(self, role: str, *flags: str, name: str | None = None) -> None:
+    def _start(
+        self,
+        role: str,
+        *flags: str,
+        name: str | None = None,
+        entry: tuple[str, ...] | None = None,
+    ) -> None:
         name = name or role
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *self._entry, role, *flags],
+                [sys.executable, *(entry or self._entry), role, *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,

@@ -73,7 +73,7 @@ def test_a_module_imports_only_what_its_place_allows(path: Path) -> None:
         ("worker/run.py", "from minga.ps.ledger import Ledger"),
         ("algorithm/codec.py", "from minga import config"),
         ("algorithm/codec.py", "from minga.config import Settings"),
-        ("plan/simulation.py", "from minga.ps.accounts import pace_of"),
+        ("plan/simulation.py", "from minga.ps.pushes import pace_of"),
         ("demo.py", "from minga.cli import main"),
     ],
 )

@@ -128,3 +128,21 @@ def test_statistics_of_parts_make_those_of_the_whole() -> None:
     assert combined.dtype == torch.float32
     torch.testing.assert_close(combined[:3], values.mean(0).float())
     torch.testing.assert_close(combined[3:], values.var(0, correction=0).float())
+
+
+def test_outsized_pushes_of_one_are_refused_for_ever_and_those_of_all_are_not() -> None:
+    """A model that has learned its data makes tiny pushes, until one batch is hard again."""
+    alone, among_others = RecentNorms(), RecentNorms()
+    for norms in (alone, among_others):
+        for _ in range(101):
+            norms.add(1.0)
+    refusals = 0
+    while refusal(50.0, 0, 64, alone.median) == "outsized":
+        alone.add_outsized(50.0)
+        refusals += 1
+    assert 8 <= refusals < 101
+    for _ in range(500):
+        assert refusal(50.0, 0, 64, among_others.median) == "outsized"
+        among_others.add_outsized(50.0)
+        among_others.add(1.0)
+        among_others.add(1.0)

@@ -15,7 +15,7 @@ from minga.algorithm.pacing import (
     most_steps,
     worth_a_change,
 )
-from minga.ps.accounts import pace_of
+from minga.ps.pushes import pace_of
 
 PUSH = {"compute_s": 1.0, "exchange_s": 0.5, "overhead_s": 0.02, "steps": 8}
 IMAGENET, TINY = 1_281_167, 100_000

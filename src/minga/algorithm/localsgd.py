@@ -19,6 +19,8 @@ REFERENCE_BATCH = 128
 """Batch size that the configured learning rate is meant for."""
 OUTSIZED = 10.0
 """A push this many times the median norm is refused."""
+OUTSIZED_PUSH = "outsized"
+"""Why such a push is refused."""
 
 _OWN_ROUNDS = 4
 _RECENT_NORMS = 101
@@ -89,7 +91,7 @@ def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) 
     if staleness > limit:
         return "too old"
     if median_norm is not None and norm > OUTSIZED * median_norm:
-        return "outsized"
+        return OUTSIZED_PUSH
     return None
 
 
@@ -102,6 +104,15 @@ class RecentNorms:
     def add(self, norm: float) -> None:
         """Note an applied push."""
         self._norms.append(norm)
+
+    def add_outsized(self, norm: float) -> None:
+        """Note a push that was refused as outsized, as large as would just have been allowed.
+
+        One worker's cannot lift the median, but where all are so, they are allowed after a while:
+        else a model that has learned its data would refuse every push from then on.
+        """
+        if self.median is not None:
+            self.add(min(norm, OUTSIZED * self.median))
 
     @property
     def median(self) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ _INTERRUPTED = 130
 
 def run(argv: Sequence[str] | None) -> int:
     """Run the command of ``argv`` (None: of this process) and return the exit status."""
+    if argv is None:
+        _speak_utf8()
     drop_empty(os.environ)
     try:
         status = build_app()(argv)
@@ -29,9 +33,23 @@ def run(argv: Sequence[str] | None) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:
+        return _fail(_as_system_error(error) or _as_crash(error))
     except Exception as error:
         return _fail(_as_crash(error))
     return status if isinstance(status, int) else 0
+
+
+def _speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode, on a PC whose locale names files in another way.
+
+    Else names of classes with accents would not be the same on all PCs. Python does this by itself
+    for the C locale, unless it was told not to.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _fail(error: MingaError) -> int:
@@ -47,6 +65,31 @@ def _as_usage_error(error: CycloptsError) -> UsageError:
         code="config-value" if wrong_value else "usage",
         hints=(Hint("what is there?", f"{command} --help"),),
     )
+
+
+def _as_system_error(error: OSError) -> MingaError | None:
+    """Return what the system refused as a sentence, or None where it is not the user's."""
+    where = f": {error.filename}" if error.filename else ""
+    folder = Path(error.filename).parent if isinstance(error.filename, str) else Path()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailed(
+            f"{error.strerror}{where}",
+            code="disk-full",
+            hints=(
+                Hint("how much room is there?", f"df -h {folder}"),
+                Hint("then start again", "a ps goes on from its last checkpoint"),
+            ),
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(
+            f"{error.strerror}{where}",
+            code="no-access",
+            hints=(
+                Hint("who may?", f"ls -ld {folder}"),
+                Hint("write elsewhere?", "MINGA_RUNS=~/minga/runs MINGA_STATE=~/minga/state"),
+            ),
+        )
+    return None
 
 
 def _as_crash(error: Exception) -> RunFailed:

@@ -55,9 +55,21 @@ def open_data(config: DataConfig, *, needs: tuple[str, ...] = ("train", "val")) 
 
     Raises:
         DataError: the data are missing (``data-not-found``, ``data-no-validation``,
-            ``data-empty``), damaged (``data-corrupt``), contradict themselves
-            (``data-classes-differ``) or are not local (``data-remote-unsupported``).
+            ``data-empty``), may not be read (``data-unreadable``), are damaged
+            (``data-corrupt``), contradict themselves (``data-classes-differ``) or are not local
+            (``data-remote-unsupported``).
     """
+    try:
+        return _open(config, needs)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or config.path}: {error.strerror or error}",
+            code="data-unreadable",
+            hints=(Hint("who may?", f"ls -ld {error.filename or config.path}"),),
+        ) from error
+
+
+def _open(config: DataConfig, needs: tuple[str, ...]) -> ImageData:
     for path in (config.path, config.val_path):
         if path and _REMOTE.match(path):
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def prepare_digits(folder: Path) -> Path:
     Raises:
         UsageError: the folder is there with something else in it.
     """
-    if sum(1 for _ in folder.glob("*/*/*.png")) == _IMAGES:
+    if _complete(folder):
         return folder
     require_unused(folder, "the digits")
     from sklearn.datasets import load_digits
@@ -38,12 +39,23 @@ def prepare_digits(folder: Path) -> Path:
         random_state=_SEED,
         stratify=digits.target,
     )
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for half, indices in zip(("train", "val"), halves, strict=True):
-        for index in indices:
-            path = part / half / str(digits.target[index]) / f"{index:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[index]).save(path)
-    part.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    part.chmod(0o755)
+    try:
+        for half, indices in zip(("train", "val"), halves, strict=True):
+            for index in indices:
+                path = part / half / str(digits.target[index]) / f"{index:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[index]).save(path)
+        part.rename(folder)
+    except OSError:
+        if not _complete(folder):  # else somebody else was faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _complete(folder: Path) -> bool:
+    return sum(1 for _ in folder.glob("*/*/*.png")) == _IMAGES

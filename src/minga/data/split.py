@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -22,6 +23,8 @@ _CACHE_BYTES = 2 << 30
 _BAD_SHARE = 0.01
 _BAD_ALWAYS_ALLOWED = 3
 _MARGIN = 256 / 224
+_NO_NAME = re.compile(r" <_io\.BytesIO[^>]*>")
+"""What Pillow calls an image that it was given as bytes."""
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -129,7 +132,8 @@ class Split:
         return np.asarray(image.resize(side, Image.Resampling.BILINEAR, box))
 
     def _note_bad(self, index: int, error: Exception) -> None:
-        self.bad[self.source.name(index)] = str(error) or type(error).__name__
+        why = _NO_NAME.sub("", str(error)) or type(error).__name__
+        self.bad[self.source.name(index)] = why
         if len(self.bad) > max(_BAD_ALWAYS_ALLOWED, _BAD_SHARE * len(self)):
             raise self._corrupt()
 

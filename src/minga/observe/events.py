@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minga.observe.folder import plain, utc_now
+from minga.observe.lines import LineFile
 
 SCHEMA = "minga.event/1"
 
@@ -15,10 +16,14 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to ``events.jsonl`` and passes them on to its listeners."""
+    """Appends events to ``events.jsonl`` and passes them on to its listeners.
+
+    Attributes:
+        file: the lines; they are kept in memory while the disk is full.
+    """
 
     def __init__(self, path: Path, run_id: str) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self.file = LineFile(path)
         self._run_id = run_id
         self._listeners: list[Listener] = []
 
@@ -35,11 +40,10 @@ class EventLog:
             "kind": kind,
             **plain(fields),
         }
-        self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
-        self._file.flush()
+        self.file.write(json.dumps(event, separators=(",", ":")))
         for listener in self._listeners:
             listener(event)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.file.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import json
 import math
 import os
@@ -10,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from minga.errors import Hint, Refused
 
 
 def utc_now() -> str:
@@ -31,8 +36,12 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file whole: a reader sees the old one or the new one."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(plain(content), indent=2) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(plain(content), indent=2) + "\n")
+        part.replace(path)
+    except OSError:  # a full disk: the old one stays, nothing else does
+        part.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,52 @@ class RunFolder:
             each.mkdir(parents=True, exist_ok=True)
             _point(runs.parent / each.name, each)
         return folder
+
+    @classmethod
+    def fresh(cls, runs: Path, stem: str) -> RunFolder:
+        """Make a folder that nobody had before: ``stem``, or ``stem-2`` and so on."""
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = cls(runs / (stem if number == 1 else f"{stem}-{number}"))
+            with contextlib.suppress(FileExistsError):
+                folder.path.mkdir()
+                break
+        return folder
+
+    def claim(self) -> int:
+        """Take the folder for this ps as long as it lives; return the descriptor that holds it.
+
+        Raises:
+            Refused: ``run-in-use``: another ps on this PC has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)  # not inherited by other programs
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Refused(
+                f"{self.path} belongs to a ps that runs already{self._holder()}",
+                code="run-in-use",
+                hints=(
+                    Hint("how is it?", f"cat {self.path}/status.json"),
+                    Hint("another run beside it?", "./start_ps.sh --resume none --port 30006"),
+                ),
+            ) from None
+        except OSError:
+            pass  # a network share that knows no locks
+        return descriptor
+
+    def _holder(self) -> str:
+        """Return which process has the run's events open, as far as this user may know."""
+        import psutil
+
+        events = str((self.path / "events.jsonl").resolve())
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if any(each.path == events for each in process.open_files()):
+                    return f" (process {process.pid})"
+        return ""
 
     @property
     def stats(self) -> Path:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+_PAUSE_S = 60.0
+"""After a write that failed: a full disk is not asked at every push."""
 _PUSH_TAGS = ("loss", "lr", "staleness", "compute_s", "wait_s")
 
 
@@ -21,9 +26,23 @@ class TensorBoard:
         self._folder = folder
         self._resumed_at = resumed_at
         self._writers: dict[str, Any] = {}
+        self._again_s = 0.0
+        _silence_writers()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Draw what can be drawn of an event, over samples counted."""
+        """Draw what can be drawn of an event, over samples counted.
+
+        While nothing can be written, points are lost: the events have them all.
+        """
+        if time.monotonic() < self._again_s:
+            return
+        try:
+            self._draw(event)
+        except OSError:
+            self._again_s = time.monotonic() + _PAUSE_S
+            self.close()
+
+    def _draw(self, event: dict[str, Any]) -> None:
         if event["kind"] == "push":
             writer = self._writer(f"worker-{event['rank']:02d}")
             for tag in _PUSH_TAGS:
@@ -36,7 +55,9 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close."""
         for writer in self._writers.values():
-            writer.close()
+            with contextlib.suppress(OSError):
+                writer.close()
+        self._writers.clear()
 
     def _writer(self, source: str) -> Any:
         if source not in self._writers:
@@ -46,3 +67,17 @@ class TensorBoard:
                 str(self._folder / source), purge_step=self._resumed_at
             )
         return self._writers[source]
+
+
+def _silence_writers() -> None:
+    """Keep a writer's thread from printing a traceback: its error comes with the next event."""
+    shown = threading.excepthook
+
+    def show(failed: threading.ExceptHookArgs) -> None:
+        if not (
+            isinstance(failed.exc_value, OSError)
+            and type(failed.thread).__module__.startswith("tensorboard.")
+        ):
+            shown(failed)
+
+    threading.excepthook = show

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from minga.algorithm import localsgd
-from minga.algorithm.pacing import Pace, balance, explain, worth_a_change
+from minga.algorithm.pacing import balance, explain, worth_a_change
 from minga.config import Mode
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
 from minga.ps.facts import Plan
+from minga.ps.health import NON_FINITE, Health
 from minga.ps.journal import Journal
-from minga.ps.ledger import Ledger, Span
+from minga.ps.ledger import Ledger
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
 from minga.ps.parameters import SharedParameters
+from minga.ps.pushes import pace_of, round_s, spans_of
 from minga.ps.rounds import Rounds
 from minga.ps.sessions import Handle, Pending
 from minga.transport.stream import Message
@@ -54,6 +56,7 @@ class Accounts:
         self.members = members
         self.phase = TRAIN
         self.norms = localsgd.RecentNorms()
+        self.health = Health()
         self.last_sequence: dict[str, int] = {}
         self.progressed: Callable[[], None] = lambda: None
         self.ledger = Ledger(
@@ -96,6 +99,8 @@ class Accounts:
             case "applied":
                 return self._applied(handle, asked)
             case "refused":
+                if asked["reason"] == localsgd.OUTSIZED_PUSH:
+                    self.norms.add_outsized(float(asked["norm"]))
                 return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
             case "work":
                 return self._work_of(handle)
@@ -105,8 +110,7 @@ class Accounts:
             case "result":
                 return self._result(member, asked["message"], str(asked["vector"]))
             case "leave":
-                member.state = LEFT
-                self.events.write("worker_left", worker=member.name, rank=member.rank)
+                self._leave(member, asked["message"].get("failed"))
             case "drifted":
                 return self._refused(handle, "reference drifted", 0, asked["message"])
             case "lost" | "stranger" as kind:
@@ -122,7 +126,7 @@ class Accounts:
             return
         handle.pending = None
         message = pending.message
-        spans = _spans(message)
+        spans = spans_of(message)
         self.ledger.count(spans, time.monotonic())
         self.last_sequence[member.uuid] = int(message["sequence"])
         samples = sum(span.stop - span.start for span in spans)
@@ -160,6 +164,7 @@ class Accounts:
             overhead_s=message.get("overhead_s"),
             **{name: facts.get(name) for name in _COSTS},
         )
+        self._judge(member, finite=math.isfinite(message.get("loss") or 0.0))
         self.progressed()
 
     def part_with(self, handle: Handle) -> None:
@@ -247,7 +252,7 @@ class Accounts:
         member, sequence = handle.member, int(message["sequence"])
         if sequence <= self.last_sequence.get(member.uuid, 0):
             return {"verdict": "duplicate", **self.work(member)}
-        objection = self.ledger.objection(member.owner, _spans(message))
+        objection = self.ledger.objection(member.owner, spans_of(message))
         if objection is not None:
             return self._refused(handle, objection, 0, message)
         self.last_push += 1
@@ -257,7 +262,7 @@ class Accounts:
             "verdict": "granted",
             "push": self.last_push,
             "median_norm": self.norms.median,
-            "own_staleness": self.members.pushes_per_s() * _round_s(message),
+            "own_staleness": self.members.pushes_per_s() * round_s(message),
         }
 
     def _applied(self, handle: Handle, asked: Message) -> Message:
@@ -279,7 +284,7 @@ class Accounts:
             assert handle.pending is not None, "only a pending push is refused"
             message = handle.pending.message
         handle.pending = None
-        spans = _spans(message)
+        spans = spans_of(message)
         self.ledger.refuse(member.owner, spans, time.monotonic())
         member.totals.refused += 1
         self.events.write(
@@ -290,7 +295,30 @@ class Accounts:
             staleness=staleness,
             samples=sum(span.stop - span.start for span in spans),
         )
+        if reason == NON_FINITE:
+            self._judge(member, finite=False)
         return {"verdict": "refused", "reason": reason, **self.work(member)}
+
+    def _judge(self, member: Member, *, finite: bool) -> None:
+        if finite:
+            self.health.good(member.rank)
+            return
+        why = self.health.bad(member, self.members)
+        if why is not None:
+            row = self.health.row(member.rank)
+            facts = {"worker": member.name, "rank": member.rank, "host": member.host}
+            self.events.write("worker_not_finite", in_a_row=row, why=why, **facts)
+        if self.health.diverged:
+            self.progressed()
+
+    def _leave(self, member: Member, failed: Message | None) -> None:
+        member.state = LEFT
+        if failed is None:
+            self.events.write("worker_left", worker=member.name, rank=member.rank)
+            return
+        facts = {"worker": member.name, "rank": member.rank, "host": member.host}
+        code, what = str(failed["code"]), str(failed["what"])
+        self.events.write("worker_failed", code=code, what=what, **facts)
 
     def _work_of(self, handle: Handle) -> Message:
         member = handle.member
@@ -357,25 +385,3 @@ class Accounts:
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:
             self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
-
-
-def pace_of(message: Message, batch_size: int) -> Pace | None:
-    """Return what a push tells of its worker's pace; None where it tells nothing usable.
-
-    The first push knows no exchange yet. Times that are no times must not reach the pacing of all.
-    """
-    names = ("compute_s", "exchange_s", "overhead_s")
-    compute_s, exchange_s, overhead_s = (float(message.get(name) or 0) for name in names)
-    if not (math.isfinite(compute_s + exchange_s + overhead_s) and compute_s > 0 < exchange_s):
-        return None
-    return Pace(compute_s / max(1, int(message["steps"])), exchange_s, overhead_s, batch_size)
-
-
-def _round_s(message: Message) -> float:
-    """Return how many seconds old a push is by its worker's own speed."""
-    return sum(float(message.get(name) or 0) for name in ("compute_s", "wait_s", "exchange_s"))
-
-
-def _spans(message: Message) -> list[Span]:
-    """Read a push's progress: ``[[lease, epoch, start, stop, crc], ...]``."""
-    return [Span(*(int(field) for field in each)) for each in message["progress"]]

@@ -7,23 +7,28 @@ model. ``last.pth`` also holds what the ps needs to go on; ``best.pth`` holds wh
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minga.config import Settings
 from minga.errors import Hint, Refused
 
 FORMAT = 1
+_TO_GO_ON = {"ledger", "last_sequence", "last_push", "journal_lines", "members", "version"}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write to a temporary file, sync, rename. Raises OSError (disk full): the old one stays."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
+        with _Target(part, "wb") as file:
+            try:
+                torch.save({"format": FORMAT, **content}, file)
+            except RuntimeError as error:  # torch hides why a write failed
+                raise file.failed or error from error
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
@@ -34,6 +39,49 @@ def write(path: Path, content: dict[str, Any]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+class _Target(FileIO):
+    """A file that remembers why a write failed, and writes all that it is given."""
+
+    failed: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        """Write all of it."""
+        left = memoryview(content).cast("B")
+        size = len(left)
+        try:
+            while left:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.failed = error
+            raise
+        return size
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that a run can go on from. Raises Refused as :func:`read` does."""
+    content = read(path)
+    if not content.keys() >= _TO_GO_ON:
+        raise Refused(
+            f"{path} holds weights and nothing of the run that made them",
+            code="checkpoint-format",
+            hints=(Hint("a run goes on from its last.pth", f"ls {path.parent}"),),
+        )
+    return content
+
+
+def settings_of(content: dict[str, Any], path: Path) -> Settings:
+    """Return a checkpoint's settings. Raises Refused when this version has not all of them."""
+    try:
+        return Settings.from_dict(content["settings"])
+    except (KeyError, TypeError) as error:
+        raise Refused(
+            f"{path} was written by minga {content.get('minga', '?')}, "
+            f"whose settings are others: {error}",
+            code="checkpoint-format",
+            hints=(Hint("which version is this?", "minga --version"),),
+        ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,7 +100,7 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means the file cannot be read
         raise Refused(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            f"{path} cannot be read: {next(iter(str(error).splitlines()), 'it ends too early')}",
             code="checkpoint-corrupt",
             hints=(Hint("is there another?", f"ls {path.parent}"),),
         ) from error

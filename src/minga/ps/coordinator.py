@@ -13,12 +13,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from minga import __version__
 from minga.algorithm import pacing
 from minga.errors import Hint, MingaError, Refused
 from minga.observe.events import EventLog
-from minga.protocol import DONE, PROTOCOL_VERSION, STOPPED, loopback_id
+from minga.protocol import DONE, FAILED, STOPPED, loopback_id
 from minga.ps.accounts import Accounts
+from minga.ps.compatible import require_compatible
 from minga.ps.evaluation import Measured
 from minga.ps.facts import DataFacts
 from minga.ps.members import LEFT, LOST, Member, Members
@@ -60,30 +60,32 @@ class Coordinator:
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
 
-    def open(self, host: str | None, port: int) -> int:
-        """Listen; return the port. Raises UsageError when it is taken."""
-        return self._door.open(host, port)
+    def open(self, listener: socket.socket) -> int:
+        """Take joins from this listener; return the port."""
+        return self._door.open(listener)
 
     def stop(self) -> None:
         """Ask the run to save itself and end."""
         self._stop.set()
 
     async def run(self) -> str:
-        """Serve until the run is done or stopped; return which."""
+        """Serve until the run is done, stopped or failed; return which."""
         chores = [
             asyncio.create_task(self._every(_TICK_S, self._tick)),
             asyncio.create_task(self._every(pacing.EVERY_S, self._repace)),
             asyncio.create_task(self._save_regularly()),
         ]
-        ends = [asyncio.create_task(self._train()), asyncio.create_task(self._stop.wait())]
+        training = asyncio.create_task(self._train())
+        ends: list[asyncio.Task[Any]] = [training, asyncio.create_task(self._stop.wait())]
         try:
             finished, _ = await asyncio.wait([*ends, *chores], return_when=asyncio.FIRST_COMPLETED)
             for task in finished:
                 task.result()
-            phase = DONE if ends[0].done() else STOPPED
+            phase = training.result() if training.done() else STOPPED
             if self.accounts is not None:
-                self.accounts.phase = phase
-                await self.state.save(self.accounts, self._pending)
+                self.accounts.phase = STOPPED if phase == FAILED else phase
+                if phase != FAILED:  # else the checkpoints stay as they are
+                    await self.state.save(self.accounts, self._pending)
                 await self._say_goodbye()
         finally:
             for task in (*ends, *chores):
@@ -97,8 +99,8 @@ class Coordinator:
 
     # -- the run
 
-    async def _train(self) -> None:
-        """Validate when it is time, until every epoch is counted and measured."""
+    async def _train(self) -> str:
+        """Validate when it is time, until every epoch is counted and measured, or none can be."""
         accounts = await self._started()
         every = self.state.settings.evaluation.every_epochs * accounts.plan.facts.train
         due = every * (accounts.ledger.counted // every + 1)
@@ -106,11 +108,13 @@ class Coordinator:
             while accounts.ledger.counted < min(due, accounts.plan.total_samples):
                 self._progress.clear()
                 await self._progress.wait()
+                if accounts.health.diverged:
+                    return FAILED
             counted = accounts.ledger.counted
             due = every * (counted // every + 1)
             await self._measure(accounts, counted)
             if counted >= accounts.plan.total_samples:
-                return
+                return DONE
 
     async def _started(self) -> Accounts:
         while self.accounts is None:
@@ -132,7 +136,7 @@ class Coordinator:
             best=best,
         )
         if best:
-            await asyncio.to_thread(self.state.save_best, accounts, result)
+            await self.state.save_best(accounts, result)
 
     # -- those who come
 
@@ -162,13 +166,7 @@ class Coordinator:
                 member.state = LEFT
 
     def _welcome(self, join: JoinStream) -> Member:
-        spoken = join.hello.get("protocol")
-        if spoken != PROTOCOL_VERSION:
-            raise Refused(
-                f"{join.host} speaks protocol {spoken}, this ps {PROTOCOL_VERSION}",
-                code="protocol-differs",
-                hints=(Hint("same version on both?", f"the ps has minga {__version__}"),),
-            )
+        require_compatible(join.hello, join.host)
         for old in self._handles_of(str(join.hello["uuid"])):
             old.kill()  # the same process comes again: its last session is over
             old.member.state = LOST
@@ -258,7 +256,8 @@ class Coordinator:
         await self.state.save(accounts, self._pending)
 
         async def save() -> None:
-            await self.state.save(accounts, self._pending)
+            if not accounts.health.doubtful:
+                await self.state.save(accounts, self._pending)
 
         await self._every(self.state.settings.checkpoint.every_s, save)
 

@@ -17,21 +17,27 @@ from typing import Any
 import numpy as np
 
 from minga.data.leases import ids_crc, permutation
+from minga.observe.lines import LineFile
 
 
 class Journal:
-    """Appends lines; what is written survives the death of this process."""
+    """Appends lines; what is written survives the death of this process.
+
+    Attributes:
+        file: the lines; they are kept in memory while the disk is full.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a+", encoding="utf-8")
-        self._file.seek(0)
-        self.lines = sum(1 for _ in self._file)
+        self.file = LineFile(path)
+
+    @property
+    def lines(self) -> int:
+        """Entries so far."""
+        return self.file.lines
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one entry."""
-        self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
-        self._file.flush()
-        self.lines += 1
+        self.file.write(json.dumps(entry, separators=(",", ":")))
 
     def resume(self, lines: int) -> int:
         """Say that only the first ``lines`` count; return how many entries are repeated."""
@@ -42,7 +48,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.file.close()
 
 
 @dataclass(slots=True)

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
+import socket
 import time
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minga.config import Settings
+from minga import models
 from minga.config_sources import Resolved
 from minga.console import Console, Progress
-from minga.errors import Hint, Refused
 from minga.observe.curves import draw
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.observe.tensorboard import TensorBoard
 from minga.options import PsOptions
-from minga.protocol import DONE
-from minga.ps import checkpoint
+from minga.protocol import DONE, FAILED
+from minga.ps import resume
 from minga.ps.coordinator import Coordinator
-from minga.ps.state import RunState, find_resumable
+from minga.ps.health import diverged
+from minga.ps.state import RunState
 from minga.transport.address import lan_addresses
+from minga.transport.door import listen
 from minga.transport.identity import Identity
 
 _ENDED_BY = 128
 """Added to a signal's number it is the exit status, as in a shell."""
 _EXPECTED = 2
+_PATIENCE_S = 600.0
+_LOOK_S = 2.0
+_QUIET = ("push", "checkpoint", "calibrate", "validate", "evaluation_start")
 
 
 def run_ps(resolved: Resolved, options: PsOptions) -> int:
@@ -37,33 +44,36 @@ def run_ps(resolved: Resolved, options: PsOptions) -> int:
     Raises:
         MingaError: what the user can do something about (see docs/troubleshooting.md).
     """
-    console = Console("ps")
-    if options.run_id and RunFolder(options.runs / options.run_id).finished:
-        console.say(f"Run {options.run_id} is finished: {options.runs / options.run_id}")
+    console, settings = Console("ps"), resolved.settings
+    models.require_known(settings.model.name, settings.model.stem)
+    choice = resume.choose(options, settings)
+    if choice.folder is not None and choice.finished:
+        console.say(f"Run {choice.folder.path.name} is finished: {choice.folder.path}")
         return 0
-    identity = Identity.load_or_create(options.state, options.token_file)
-    last = find_resumable(options.runs, options.resume, options.run_id)
-    resumed = checkpoint.read(last) if last else None
-    if resumed and last:
-        _require_same(resolved.settings, Settings.from_dict(resumed["settings"]), last)
-    run_id = resumed["run_id"] if resumed else options.run_id or _new_id(resolved.settings)
-    folder = RunFolder.create(options.runs, run_id)
-    write_json(
-        folder.path / "config.json",
-        {
-            "schema": "minga.config/1",
-            "settings": resolved.settings.to_dict(),
-            "sources": resolved.sources,
-        },
-    )
-    state = RunState(resolved.settings, folder, resumed)
-    return asyncio.run(_serve(state, identity, options, console))
+    with contextlib.closing(listen(options.host, options.port)) as listener:
+        identity = Identity.load_or_create(options.state, options.token_file)
+        folder = choice.folder or RunFolder.fresh(options.runs, resume.new_name(settings))
+        claim = folder.claim()
+        try:
+            RunFolder.create(options.runs, folder.path.name)
+            sources = {"settings": settings.to_dict(), "sources": resolved.sources}
+            write_json(folder.path / "config.json", {"schema": "minga.config/1", **sources})
+            state = RunState(settings, folder, choice.resumed)
+            return asyncio.run(_serve(state, identity, options, console, listener))
+        finally:
+            os.close(claim)
 
 
-async def _serve(state: RunState, identity: Identity, options: PsOptions, console: Console) -> int:
+async def _serve(
+    state: RunState,
+    identity: Identity,
+    options: PsOptions,
+    console: Console,
+    listener: socket.socket,
+) -> int:
     world_size = options.world_size or _EXPECTED
     coordinator = Coordinator(state, identity, world_size)
-    port = coordinator.open(options.host, options.port)
+    port = coordinator.open(listener)
     received: list[int] = []
 
     def stop(number: int) -> None:
@@ -85,9 +95,11 @@ async def _serve(state: RunState, identity: Identity, options: PsOptions, consol
     with Progress(console) as progress:
         coordinator.show = progress.update
         phase = await coordinator.run()
-    _write_statistics(coordinator, state, phase)
     state.events.write("run_end", outcome=phase)
     board.close()
+    await _leave_files(coordinator, state, phase, lambda: bool(received))
+    if phase == FAILED:
+        raise diverged(state.folder, state.settings, state.measured)
     _close(console, coordinator, state, phase)
     return 0 if phase == DONE else _ENDED_BY + received[0]
 
@@ -113,64 +125,76 @@ def _invite(
 def _tell(event: dict[str, Any], console: Console) -> None:
     """Show the events that a person wants to see as they happen."""
     kind = event["kind"]
-    if kind in ("push", "checkpoint", "calibrate", "validate", "evaluation_start"):
+    if kind in _QUIET:
+        return
+    if kind == "disk_trouble":
+        console.warn(
+            f"cannot write to the run's folder ({event['reason']}): training goes on, what "
+            "belongs there is kept in memory. Make room: df -h"
+        )
+        return
+    if kind == "worker_not_finite":
+        console.warn(
+            f"worker {event['rank']} ({event['worker']} on {event['host']}): its last "
+            f"{event['in_a_row']} pushes were not finite (nan), and did not count; {event['why']}"
+        )
         return
     hidden = ("schema", "time", "run_id", "kind")
     console.line(event=kind, **{k: v for k, v in event.items() if k not in hidden})
 
 
-def _write_statistics(coordinator: Coordinator, state: RunState, phase: str) -> None:
-    status = state.status(coordinator.accounts)
+async def _leave_files(
+    coordinator: Coordinator, state: RunState, phase: str, hurried: Callable[[], bool]
+) -> None:
+    """Write what a run leaves behind; where it is done and the disk is full, wait for room.
+
+    Raises:
+        OSError: there is no room, and it was long enough or somebody is in a hurry.
+    """
+    deadline = time.monotonic() + (_PATIENCE_S if phase == DONE else 0)
+    stats = state.folder.stats_file("ps")
+    while True:
+        state.publish(coordinator.accounts, coordinator.refused_visitors)
+        try:
+            _write_files(coordinator, state, phase, stats)
+            return
+        except OSError:
+            if hurried() or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_LOOK_S)
+
+
+def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: Path) -> None:
+    """Write statistics, curves and, last of all, the summary that says that the run is done."""
+    folder, accounts = state.folder, coordinator.accounts
+    status = state.status(accounts)
     write_json(
-        state.folder.stats_file("ps"),
-        {**status, "schema": "minga.ps/1", "role": "ps", "time": utc_now(), "outcome": phase},
+        stats, {**status, "schema": "minga.ps/1", "role": "ps", "time": utc_now(), "outcome": phase}
     )
-    state.publish(coordinator.accounts, coordinator.refused_visitors)
+    if (trouble := state.unwritten()) is not None:
+        raise trouble
+    draw(folder.path / "events.jsonl", folder.path / "curves.png")
+    if phase == DONE and accounts is not None:
+        write_json(folder.summary, state.summary(accounts))
 
 
 def _close(console: Console, coordinator: Coordinator, state: RunState, phase: str) -> None:
     """Say how it ended, where things are, and what to do next."""
     folder = state.folder
-    picture = draw(folder.path / "events.jsonl", folder.path / "curves.png")
     if phase == DONE and coordinator.accounts is not None:
         summary = state.summary(coordinator.accounts)
-        write_json(folder.summary, summary)
         console.say(
             f"Done: {100 * summary['val_accuracy']:.2f} % validation accuracy "
             f"(best {100 * summary['best_val_accuracy']:.2f} %), "
             f"{summary['samples_per_s']:.0f} samples/s, {summary['wall_s']:.1f} s"
         )
-        console.say(f"  curves   {picture}")
+        console.say(f"  curves   {folder.path / 'curves.png'}")
         console.say(f"  next     minga export {folder.best}")
         return
     console.say("Stopped.")
     if folder.last.exists():
         console.say(f"  saved    {folder.last}")
         console.say("  resume   ./start_ps.sh")
-
-
-def _require_same(wanted: Settings, saved: Settings, last: Path) -> None:
-    """Raise Refused ``config-changed`` with the differences, if there are any."""
-    differences = []
-    for section in fields(Settings):
-        ours, theirs = getattr(wanted, section.name), getattr(saved, section.name)
-        for field in fields(ours):
-            now, then = getattr(ours, field.name), getattr(theirs, field.name)
-            if now != then:
-                differences.append(f"{section.name}.{field.name} is {now!r}, was {then!r}")
-    if differences:
-        raise Refused(
-            f"the settings are not those of {last}: {'; '.join(differences)}",
-            code="config-changed",
-            hints=(
-                Hint("begin a new run", "minga ps --resume none"),
-                Hint("or restore the settings of the run", f"cat {last.parents[1]}/config.json"),
-            ),
-        )
-
-
-def _new_id(settings: Settings) -> str:
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.model.name}"
 
 
 def _counted(resumed: dict[str, Any]) -> int:

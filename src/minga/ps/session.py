@@ -171,7 +171,7 @@ class Session:
                 parameters.apply(update, push_id=grant["push"], slot=self._spec.slot)
         facts = {"push": grant["push"], "staleness": staleness, "message": message}
         if reason is not None:
-            return self._control.ask("refused", reason=reason, **facts)
+            return self._control.ask("refused", reason=reason, norm=norm, **facts)
         cpu_s, self._cpu_from_s = time.process_time() - self._cpu_from_s, time.process_time()
         cost = {
             "apply_cpu_s": time.thread_time() - started_s,

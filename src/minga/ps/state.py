@@ -7,7 +7,6 @@ import dataclasses
 import platform
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +56,10 @@ class RunState:
         self.repeated_pushes = 0
         self._layout: models.Layout | None = None
         self._saving = asyncio.Lock()
+        self._journal: Journal | None = None
+        self._owed: dict[str, Any] | None = None
+        """What belongs into ``best.pth`` and could not be written yet."""
+        self._trouble = False
         if resumed:
             self.measured = [Measured(**each) for each in resumed["measured"]]
             self.members.restore(resumed["members"], self.started_s)
@@ -97,7 +100,7 @@ class RunState:
         state = resumed["model"] if resumed else model.state_dict()
         weights, buffers = layout.flatten(state)
         parameters = SharedParameters.create(weights, buffers)
-        journal = Journal(self.folder.path / "journal.jsonl")
+        self._journal = journal = Journal(self.folder.path / "journal.jsonl")
         nominal = int(resumed["nominal_workers"]) if resumed else nominal_workers
         accounts = Accounts(
             Plan(self.settings, facts, nominal),
@@ -123,16 +126,20 @@ class RunState:
         return accounts
 
     async def save(self, accounts: Accounts, handles: Callable[[], list[Handle]]) -> None:
-        """Write ``last.pth``: weights and books of one and the same moment."""
+        """Write ``last.pth``: weights and books of one and the same moment.
+
+        Where that fails the old one stays, an event says why, and the next time may go well.
+        """
         async with self._saving:
-            content = await asyncio.to_thread(
-                self._capture, accounts, handles, asyncio.get_running_loop()
-            )
-            started_s = time.monotonic()
+            await self._write_best()
             try:
+                content = await asyncio.to_thread(
+                    self._capture, accounts, handles, asyncio.get_running_loop()
+                )
+                started_s = time.monotonic()
                 await asyncio.to_thread(checkpoint.write, self.folder.last, content)
             except OSError as error:
-                self.events.write("checkpoint_failed", reason=str(error))
+                self.events.write("checkpoint_failed", reason=f"{self.folder.last.name}: {error}")
                 return
         self.events.write(
             "checkpoint",
@@ -141,21 +148,52 @@ class RunState:
             write_s=time.monotonic() - started_s,
         )
 
-    def save_best(self, accounts: Accounts, result: Measured) -> None:
-        """Write ``best.pth``: the very snapshot that was measured (blocking)."""
+    async def save_best(self, accounts: Accounts, result: Measured) -> None:
+        """Write ``best.pth``: the very snapshot that was measured, now or when there is room."""
+        async with self._saving:
+            self._owed = await asyncio.to_thread(self._best, accounts, result)
+            await self._write_best()
+
+    async def _write_best(self) -> None:
+        if self._owed is None:
+            return
+        try:
+            await asyncio.to_thread(checkpoint.write, self.folder.best, self._owed)
+        except OSError as error:
+            self.events.write("checkpoint_failed", reason=f"{self.folder.best.name}: {error}")
+            return
+        self._owed = None
+
+    def _best(self, accounts: Accounts, result: Measured) -> dict[str, Any]:
         parameters = accounts.parameters
         content = self._about(
             accounts.plan.facts, parameters.frozen_weights(), parameters.frozen_buffers()
         )
         content.update(dataclasses.asdict(result))
-        checkpoint.write(self.folder.best, content)
+        return content
 
     def publish(self, accounts: Accounts | None, refused_visitors: int) -> dict[str, Any]:
-        """Write ``status.json`` and return it."""
+        """Write ``status.json`` if that can be, and return what belongs in it."""
         status = self.status(accounts)
         status["refused_visitors"] = refused_visitors
-        write_json(self.folder.path / "status.json", status)
+        trouble = self.unwritten()
+        try:
+            write_json(self.folder.path / "status.json", status)
+        except OSError as error:
+            trouble = trouble or error
+        if trouble and not self._trouble:
+            self.events.write("disk_trouble", reason=str(trouble))
+        elif self._trouble and not trouble:
+            self.events.write("disk_recovered")
+        self._trouble = trouble is not None
         return status
+
+    def unwritten(self) -> OSError | None:
+        """Try to write what events and journal keep in memory; return why it stays there."""
+        for log in (self.events, self._journal):
+            if log is not None and not log.file.flush():
+                return log.file.trouble
+        return None
 
     def status(self, accounts: Accounts | None) -> dict[str, Any]:
         """Return the run as it is now: what ``status.json`` holds and the screen shows."""
@@ -235,6 +273,8 @@ class RunState:
         def copy_books() -> None:
             for handle in handles():
                 accounts.settle(handle)  # applied, but not reported yet
+            # a checkpoint must not count entries that would die with this process
+            books.update(unwritten=not accounts.journal.file.flush())
             books.update(
                 ledger=accounts.ledger.state(),
                 last_sequence=dict(accounts.last_sequence),
@@ -251,6 +291,8 @@ class RunState:
             loop.call_soon_threadsafe(copy_books)
             if not copied.wait(_LOOP_S):
                 raise TimeoutError("the ps's event loop stands still")
+        if books.pop("unwritten"):
+            raise accounts.journal.file.trouble or OSError("the journal cannot be written")
         content = self._about(accounts.plan.facts, weights, buffers)
         content.update(
             books,
@@ -273,33 +315,3 @@ class RunState:
             "torch": str(torch.__version__),
             "host": platform.node(),
         }
-
-
-def find_resumable(runs: Path, resume: str, run_id: str | None) -> Path | None:
-    """Return the ``last.pth`` to go on from, or None for a new run.
-
-    Args:
-        runs: the folder of all runs.
-        resume: ``auto`` (the newest run that is not finished), ``none``, or a file.
-        run_id: look at this run only.
-
-    Raises:
-        Refused: a named file is missing.
-    """
-    if resume == "none":
-        return None
-    if resume != "auto":
-        path = Path(resume)
-        if not path.exists():
-            raise Refused(
-                f"no checkpoint at {path}",
-                code="checkpoint-missing",
-                hints=(Hint("which are there?", f"ls {runs}/*/checkpoints"),),
-            )
-        return path
-    ids = [run_id] if run_id else sorted((each.name for each in runs.glob("*/")), reverse=True)
-    for each in ids:
-        folder = RunFolder(runs / each)
-        if folder.last.exists() and not folder.finished:
-            return folder.last
-    return None

@@ -65,11 +65,38 @@ def _unreachable(address: Address, error: OSError, limit_s: float) -> Unreachabl
     )
 
 
+class NoAnswer(ConnectionError):
+    """Something listens there, but it does not answer as a ps does.
+
+    Attributes:
+        other: it spoke, and not as a ps: waiting will not help. Else it was silent or hung up,
+            as a ps may do that is overwhelmed or about to end.
+    """
+
+    def __init__(self, reason: str, *, other: bool) -> None:
+        super().__init__(reason)
+        self.other = other
+
+
+def not_a_ps(address: Address, error: NoAnswer) -> Unreachable:
+    """Return the error for an address where something else listens."""
+    host, port = address
+    return Unreachable(
+        f"what listens at {host}:{port} does not answer as a parameter server does ({error})",
+        code="not-a-ps",
+        hints=(
+            Hint("which address and port?", "they stand in the ps's terminal"),
+            Hint("who listens there?", f"on {host}: ss -ltnp 'sport = :{port}'"),
+        ),
+    )
+
+
 class Join:
     """One join dialogue: hello, welcome, data report, session. A context manager.
 
     Raises on entry:
         Refused: wrong token, other version, rank held, another certificate.
+        NoAnswer: this is no ps, or it hung up before it said a word.
         OSError: the ps went away.
     """
 
@@ -81,7 +108,7 @@ class Join:
 
     def __enter__(self) -> Join:
         """Dial and prove the token; ``welcome`` holds the ps's answer afterwards."""
-        self._stream = dial(self._address, self._secret, None)
+        self._stream = self._dial()
         try:
             self._stream.settimeout(SESSION_UP_S)
             nonce = bytes.fromhex(self._receive()["nonce"])
@@ -108,6 +135,19 @@ class Join:
     def fail(self, error: MingaError) -> None:
         """Tell the ps why this worker cannot take part."""
         send(self._stream, {"failed": {"code": error.code, "what": error.what}})
+
+    def _dial(self) -> ssl.SSLSocket:
+        try:
+            return dial(self._address, self._secret, None)
+        except ssl.SSLEOFError as error:
+            raise NoAnswer("it hung up", other=False) from error
+        except ssl.SSLError as error:
+            reason = f"{error.reason or error}".lower().replace("_", " ")
+            raise NoAnswer(f"it speaks no TLS: {reason}", other=True) from error
+        except TimeoutError as error:
+            raise NoAnswer("it says nothing", other=False) from error
+        except ConnectionResetError as error:
+            raise NoAnswer("it hung up", other=False) from error
 
     def _receive(self) -> Message:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import secrets
 import socket
@@ -101,15 +102,11 @@ class Door:
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
-    def open(self, host: str | None, port: int) -> int:
-        """Listen (None: every address, v4 and v6) and return the port.
-
-        Raises:
-            UsageError: ``port-in-use``, with whom, or ``address-not-ours``.
-        """
-        self._listener = _listen(host, port)
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(self._listener))
-        return int(self._listener.getsockname()[1])
+    def open(self, listener: socket.socket) -> int:
+        """Let visitors of a listener in, which is closed with the door; return its port."""
+        self._listener = listener
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Stop listening and drop everybody who is still on the way in."""
@@ -210,7 +207,12 @@ async def _receive_preamble(raw: socket.socket) -> bytes:
     return received
 
 
-def _listen(host: str | None, port: int) -> socket.socket:
+def listen(host: str | None, port: int) -> socket.socket:
+    """Listen on the one port (None: every address, v4 and v6).
+
+    Raises:
+        UsageError: ``port-unavailable``, with who holds it.
+    """
     try:
         if host is not None:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -222,11 +224,17 @@ def _listen(host: str | None, port: int) -> socket.socket:
         else:
             listener = socket.create_server(("", port), backlog=_BACKLOG)
     except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         raise UsageError(
             f"cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
-            f"{_holder(port)}",
+            f"{_holder(port) if taken else ''}",
             code="port-unavailable",
-            hints=(Hint("who holds it?", f"ss -ltnp 'sport = :{port}'"),),
+            hints=(
+                Hint("who holds it?", f"ss -ltnp 'sport = :{port}'"),
+                Hint("another port, on all PCs?", f"MASTER_PORT={port + 1} ./start_ps.sh"),
+            )
+            if taken
+            else (Hint("which addresses has this PC?", "ip -4 addr"),),
         ) from error
     listener.setblocking(False)
     return listener

@@ -24,17 +24,19 @@ from minga.errors import MingaError, Refused
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.options import WorkerOptions
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
-from minga.transport.dial import Join, Link, PortTaken, wait_for_ps
+from minga.transport.dial import Join, Link, NoAnswer, PortTaken, not_a_ps, wait_for_ps
 from minga.transport.identity import Secret
 from minga.transport.stream import Message
 from minga.worker.replica import Replica, pick_device
 from minga.worker.trainer import Trainer
+from minga.worker.trouble import bad_images, out_of_memory_explained
 
 _KEEP_S = 3.0
 _HELD_S = 20.0
 """A rank whose holder just died is held until the ps has noticed: 10 s and a bit."""
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
 _SHOW_S = 10.0
+_FAREWELL_S = 5.0
 _INTERRUPTED = 130
 
 
@@ -65,6 +67,8 @@ class Worker:
         self._console = Console("worker")
         self._started_s = time.monotonic()
         self._shown_s = 0.0
+        self._silent_since_s: float | None = None
+        """Since when something listens there and does not answer."""
 
     def run(self) -> int:
         """Join, train, come back; return the exit status."""
@@ -77,6 +81,9 @@ class Worker:
                 outcome = self._session()
                 failures = 0
             except PortTaken:
+                continue
+            except NoAnswer as error:
+                self._bear(error)
                 continue
             except (OSError, ConnectionError) as error:
                 if self._leaving.is_set():
@@ -94,6 +101,16 @@ class Worker:
             self._console.line(ps="stopped", waiting_s=self._options.wait_s)
             self._leaving.wait(_BACK_OFF_S[-1])
 
+    def _bear(self, error: NoAnswer) -> None:
+        """Wait a little for something that does not answer; raise Unreachable after a while."""
+        now_s = time.monotonic()
+        self._silent_since_s = self._silent_since_s or now_s
+        left_s = self._options.wait_s - (now_s - self._silent_since_s)
+        if error.other or left_s <= 0:
+            raise not_a_ps(self._address, error) from error
+        self._waiting(str(error), left_s)
+        self._leaving.wait(min(_BACK_OFF_S[-1], left_s))
+
     def _session(self) -> str:
         """Join once and train until this session ends; return why it ended."""
         session = self._join()
@@ -108,18 +125,26 @@ class Worker:
             assert self._trainer is not None, "joining prepares the trainer"
             self._console.say(f"Worker {self._terms['rank']} started...")
             try:
-                return self._trainer.train(link)
+                with out_of_memory_explained(self._device, self._batch_size()):
+                    return self._trainer.train(link)
             except ConnectionError as error:
                 raise ConnectionError(reasons[0] if reasons else str(error)) from error
+            except MingaError as error:
+                with contextlib.suppress(OSError):  # it may have gone as well
+                    failed = {"code": error.code, "what": error.what}
+                    link.call({"do": "leave", "failed": failed}, timeout_s=_FAREWELL_S)
+                raise
 
     def _join(self) -> Message:
         deadline = time.monotonic() + _HELD_S
         while True:
             try:
                 with Join(self._address, self._secret, self._hello()) as join:
+                    self._silent_since_s = None
                     self._accept(join.welcome["welcome"])
                     try:
-                        with self._preparing(join):
+                        memory = out_of_memory_explained(self._device, self._batch_size())
+                        with self._preparing(join), memory:
                             self._prepare()
                     except MingaError as error:
                         join.fail(error)
@@ -179,10 +204,13 @@ class Worker:
             settings,
             data,
             replica=lambda: self._replica(settings, len(data.classes), data.image_size),
-            batch_size=options.batch_size or settings.train.batch_size,
+            batch_size=self._batch_size(),
             leaving=self._leaving,
             progress=self._progress,
         )
+
+    def _batch_size(self) -> int:
+        return self._options.batch_size or int(self._terms["settings"]["train"]["batch_size"])
 
     def _replica(self, settings: Settings, classes: int, image_size: int) -> Replica:
         model = models.build_model(
@@ -240,8 +268,12 @@ class Worker:
 
     def _end(self, outcome: str, status: int) -> int:
         if self._trainer is not None:
-            path = self._write_stats(outcome, self._trainer)
-            self._console.say(f"Worker {self._terms['rank']}: {outcome}. Statistics: {path}")
+            try:
+                where = f"Statistics: {self._write_stats(outcome, self._trainer)}"
+            except OSError as error:  # a full or read-only disk: the ps has them, too
+                self._console.warn(f"no statistics on this PC: {error}")
+                where = "Statistics: at the ps"
+            self._console.say(f"Worker {self._terms['rank']}: {outcome}. {where}")
         self._drop_trainer()
         return status
 
@@ -260,6 +292,7 @@ class Worker:
             "outcome": outcome,
             "wall_s": time.monotonic() - self._started_s,
             **asdict(trainer.totals),
+            "bad_images": bad_images(trainer.data),
         }
         write_json(path, facts)
         return str(path)

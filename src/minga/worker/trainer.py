@@ -22,6 +22,7 @@ from minga.transport.rpc import Call, Tensors
 from minga.transport.stream import Message
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
+from minga.worker.trouble import SPOILT, Warnings
 
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
@@ -108,7 +109,7 @@ class Trainer:
     ) -> None:
         self.totals = Totals()
         self._settings = settings
-        self._data = data
+        self.data = data
         self._replica = replica()
         self._judge = replica()
         self._leaving = leaving
@@ -136,6 +137,7 @@ class Trainer:
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
+        self._warnings = Warnings()
 
     def train(self, link: Link) -> str:
         """Train over this link until the run ends; return ``done``, ``stopped`` or ``left``.
@@ -271,6 +273,7 @@ class Trainer:
         self._last["wait_s"], self._last["overhead_s"] = 0.0, time.monotonic() - begun_s
         if self._settings.exchange.in_flight == "wait":
             self._settle(link, push)
+        self._warnings.look_at(self.data)
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
     def _send(self, link: Link, message: Message, buffers: torch.Tensor) -> Call:
@@ -300,10 +303,14 @@ class Trainer:
             self.totals.bytes_in += reply.nbytes + self._next_buffers.nbytes
             self.totals.samples += push.samples
             self.totals.pushes += 1
+            self._warnings.settled(None)
             return True
         reason = str(answer.get("reason", answer["verdict"]))
         self.totals.refused += 1
         self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
+        self._warnings.settled(reason)
+        if reason in SPOILT:
+            self._replica.reset_momentum()  # what spoilt the push is in there, and would stay
         self._pull(link)
         return False
 
@@ -325,7 +332,7 @@ class Trainer:
             "start": lease.start,
             "stop": lease.stop,
         }
-        split = self._data.train if lease.kind == "calibrate" else self._data.val
+        split = self.data.train if lease.kind == "calibrate" else self.data.val
         batches = self._reporting(
             link,
             evaluation_batches(

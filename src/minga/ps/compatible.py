@@ -1,0 +1,41 @@
+"""Which workers this ps can talk to: the same protocol, and the same torch under it."""
+
+from __future__ import annotations
+
+import torch
+
+from minga import __version__
+from minga.errors import Hint, Refused
+from minga.protocol import PROTOCOL_VERSION
+from minga.transport.stream import Message
+
+
+def require_compatible(hello: Message, host: str) -> None:
+    """Raise Refused unless a worker that says this of itself can take part.
+
+    torch promises nothing about its RPC between two versions; a patch release, and a build for
+    another device (``2.13.0+cpu``, ``2.13.1+cu126``), make no difference.
+
+    Raises:
+        Refused: ``protocol-differs`` or ``torch-differs``; both sides' versions are named.
+    """
+    spoken, theirs = hello.get("protocol"), hello.get("minga", "unknown")
+    if spoken != PROTOCOL_VERSION:
+        raise Refused(
+            f"{host} has minga {theirs}, which speaks protocol {spoken}; "
+            f"this ps has minga {__version__}, which speaks {PROTOCOL_VERSION}",
+            code="protocol-differs",
+            hints=(Hint("the same version on both?", "minga --version"),),
+        )
+    here, there = str(torch.__version__), str(hello.get("torch", "unknown"))
+    if _release(here) != _release(there):
+        raise Refused(
+            f"{host} has torch {there}, this ps has torch {here}",
+            code="torch-differs",
+            hints=(Hint("the same one on both?", "make clean setup"),),
+        )
+
+
+def _release(version: str) -> list[str]:
+    """Return major and minor number of a version."""
+    return version.partition("+")[0].split(".")[:2]

@@ -1,0 +1,121 @@
+"""Which run a ps serves: a finished one, one to go on with, or a new one.
+
+Nothing is written here, so that a ps that may not start leaves no trace.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from minga.config import Settings
+from minga.errors import Hint, Refused, UsageError
+from minga.observe.folder import RunFolder
+from minga.options import PsOptions
+from minga.ps import checkpoint
+
+_NAME = re.compile(r"[\w.@+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The run that was chosen.
+
+    Args:
+        folder: of the run; None for a new one whose name is still to be made.
+        resumed: what its ``last.pth`` holds; None for a new run.
+    """
+
+    folder: RunFolder | None
+    resumed: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.folder is not None and self.folder.finished
+
+
+def choose(options: PsOptions, wanted: Settings) -> Choice:
+    """Find the run that the options and what is on disk ask for.
+
+    Raises:
+        UsageError: ``config-value``, a name that is none; ``run-exists``, a new run was asked
+            for under the name of an unfinished one.
+        Refused: ``checkpoint-missing``, ``checkpoint-corrupt``, ``checkpoint-format``, or
+            ``config-changed``, with the differences.
+    """
+    named = _named(options)
+    if named is not None and named.finished:
+        return Choice(named)
+    if options.resume == "none":
+        if named is not None and named.last.exists():
+            raise UsageError(
+                f"a new run was asked for, but {named.path} is there, with a checkpoint",
+                code="run-exists",
+                hints=(
+                    Hint("go on with it?", "leave --resume out"),
+                    Hint("another name?", f"--run-id {named.path.name}-2"),
+                ),
+            )
+        return Choice(named)
+    last = _newest(options.runs, named) if options.resume == "auto" else Path(options.resume)
+    if last is None:
+        return Choice(named)
+    content = checkpoint.read_resumable(last)
+    folder = RunFolder(options.runs / _plain_name(content["run_id"], str(last)))
+    if not folder.finished:
+        _require_same(wanted, checkpoint.settings_of(content, last), last)
+    return Choice(folder, content)
+
+
+def new_name(settings: Settings) -> str:
+    """Return the name of a run that begins now."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.model.name}"
+
+
+def _named(options: PsOptions) -> RunFolder | None:
+    if options.run_id is None:
+        return None
+    return RunFolder(options.runs / _plain_name(options.run_id, "--run-id"))
+
+
+def _plain_name(text: str, place: str) -> str:
+    """Return the name of a run if it is one: never a way to another folder."""
+    if not _NAME.fullmatch(text) or text.startswith("."):
+        raise UsageError(
+            f'"{text}" ({place}) is no name for a run: letters, digits and . _ - + @ are allowed',
+            code="config-value",
+        )
+    return text
+
+
+def _newest(runs: Path, named: RunFolder | None) -> Path | None:
+    """Return the ``last.pth`` of the newest run that is not finished, or of the named one."""
+    names = sorted((each.name for each in runs.glob("*/")), reverse=True)
+    for folder in [named] if named else [RunFolder(runs / name) for name in names]:
+        if folder.last.exists() and not folder.finished:
+            return folder.last
+    return None
+
+
+def _require_same(wanted: Settings, saved: Settings, last: Path) -> None:
+    """Raise Refused ``config-changed`` with the differences, if there are any."""
+    differences = []
+    for section in fields(Settings):
+        ours, theirs = getattr(wanted, section.name), getattr(saved, section.name)
+        for field in fields(ours):
+            now, then = getattr(ours, field.name), getattr(theirs, field.name)
+            if now != then:
+                differences.append(f"{section.name}.{field.name} is {now!r}, was {then!r}")
+    if differences:
+        raise Refused(
+            f"the settings are not those of {last}: {'; '.join(differences)}",
+            code="config-changed",
+            hints=(
+                Hint("begin a new run", "./start_ps.sh --resume none"),
+                Hint("or restore the settings of the run", f"cat {last.parents[1]}/config.json"),
+            ),
+        )

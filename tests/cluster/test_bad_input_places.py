@@ -1,0 +1,210 @@
+"""Odd places and odd PCs: clocks, locales, paths, rights, no network, two demos at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.harness import cluster
+from support import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+TRAIN = 1442
+DEMO = [sys.executable, "-m", "minga", "demo", "--epochs=1", "--workers=1"]
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""The C locale as Python took it long ago: file names in ASCII."""
+NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+ACCENTED = "año de pruebas ñandú"
+
+OTHER_CLOCK = """
+import datetime, sys, time
+real, moved = time.time, 400 * 86400 * {direction}
+time.time = lambda: real() + moved
+class Moved(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(time.time(), tz)
+from minga.observe import folder
+folder.datetime = Moved
+from minga.cli import main
+sys.exit(main())
+"""
+"""A PC whose clock is 400 days off."""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200", **changes}
+
+
+def run(
+    command: list[str], cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command, cwd=cwd, env=env or environment(), capture_output=True, timeout=120, check=False
+    )
+
+
+def went_well(ended: subprocess.CompletedProcess[bytes]) -> None:
+    said = (ended.stdout + ended.stderr).decode(errors="replace")
+    assert ended.returncode == 0, said
+    assert "Traceback" not in said
+    assert re.search(r"validation accuracy \d+\.\d+ %", said)
+
+
+def open_up(folder: Path) -> None:
+    """Let others look into a test's folder: pytest keeps it for its own user."""
+    for each in (folder, *folder.parents):
+        if each != Path("/tmp") and each.is_relative_to("/tmp"):
+            each.chmod(0o755)
+
+
+def root_only() -> None:
+    if os.geteuid() != 0 or sys.platform != "linux" or shutil.which("unshare") is None:
+        pytest.skip("needs root, Linux and `unshare`")
+
+
+# -- clocks
+
+
+def test_a_worker_whose_clock_is_wrong_trains_as_any(tmp_path: Path, digits: Path) -> None:
+    with cluster(tmp_path, digits, train__epochs=6, evaluation__every_epochs=3) as lan:
+        lan.start_ps()
+        lan.start_worker(1, entry=("-c", OTHER_CLOCK.format(direction=1)))
+        lan.start_worker(2)
+        for name in ("ps", "worker1", "worker2"):
+            assert lan.finish(name) == 0, lan.log(name)
+    assert lan.audit(TRAIN, 6).exact
+    assert not [e for e in lan.events() if e["kind"] in ("lease_expired", "session_lost")]
+    stats = (lan.folder / "elsewhere" / "runs" / lan.run.name / "stats").iterdir()
+    years = {path.stem.rpartition("_")[2][:4] for path in stats}
+    assert len(years) == 2, "control: one PC's calendar is another"
+
+
+def test_a_ps_whose_clock_jumps_back_resumes_its_run(tmp_path: Path, digits: Path) -> None:
+    with cluster(tmp_path, digits, train__epochs=8, checkpoint__every_s=0.5) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1)
+        lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
+        lan.kill("ps")
+        lan._entry = ("-c", OTHER_CLOCK.format(direction=-1))
+        lan.start_ps(world_size=2)
+        for name in ("ps", "worker1"):
+            assert lan.finish(name) == 0, lan.log(name)
+        assert lan.summary()["resumed_from"] is not None
+        assert lan.audit(TRAIN, 8).exact
+
+
+# -- languages, time zones, paths
+
+
+def test_a_demo_runs_in_the_c_locale_in_a_folder_with_spaces_and_accents(tmp_path: Path) -> None:
+    folder = tmp_path / ACCENTED
+    folder.mkdir()
+    env = environment(**PLAIN, TZ="Pacific/Kiritimati")
+    went_well(run(DEMO, folder, env))
+    (best,) = folder.glob("runs/*/checkpoints/best.pth")
+    evaluated = run([sys.executable, "-m", "minga", "eval", str(best), "--device=cpu"], folder, env)
+    assert evaluated.returncode == 0, evaluated.stderr.decode(errors="replace")
+    assert ACCENTED.encode() in evaluated.stdout
+
+
+def test_classes_with_accents_are_the_same_on_every_pc(tmp_path: Path, digits: Path) -> None:
+    """The one PC lists its folders in the C locale, the other in UTF-8."""
+    data = tmp_path / "clases con acentos: ñ"
+    shutil.copytree(digits, data)
+    for half in ("train", "val"):
+        for number, name in enumerate(["niño", "señal", "über", "日本"]):
+            (data / half / str(number)).rename(data / half / name)
+    verify = [sys.executable, "-m", "minga", "data", "verify", str(data)]
+    first = run(verify, tmp_path, environment(LC_ALL="C.UTF-8"))
+    second = run(verify, tmp_path, environment(**PLAIN))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout, second.stderr
+    assert b"class_hash" in first.stdout
+
+
+# -- rights
+
+
+def test_a_read_only_folder_is_said_and_another_one_works(tmp_path: Path) -> None:
+    root_only()
+    folder, elsewhere = tmp_path / "read only", tmp_path / "writable"
+    folder.mkdir()
+    elsewhere.mkdir()
+    inside = ["unshare", "--mount", "sh", "-c"]
+    lock = 'mount --bind . . && mount -o remount,bind,ro . && cd "$PWD" && exec "$@"'
+
+    def locked(*command: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
+        return run([*inside, lock, "sh", *command], folder, environment(**changes))
+
+    for role in ("ps", "demo"):
+        ended = locked(sys.executable, "-m", "minga", role)
+        assert ended.returncode == 2, ended.stderr
+        assert b"error[no-access]: Read-only file system" in ended.stderr
+        assert b"MINGA_RUNS=" in ended.stderr
+        assert b"Traceback" not in ended.stderr
+    went_well(locked(*DEMO, MINGA_RUNS=str(elsewhere / "runs")))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_user_without_a_name_or_a_home_may_run_it(tmp_path: Path) -> None:
+    root_only()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    open_up(tmp_path)
+    # the right to look into folders: the interpreter may be in another user's home
+    look = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    went_well(run([*NOBODY, *look, *DEMO], folder, environment(HOME="/nonexistent")))
+
+
+def test_data_that_may_not_be_read_are_an_error_and_no_lost_connection(tmp_path: Path) -> None:
+    root_only()
+    data = tmp_path / "data"
+    (data / "train" / "one").mkdir(parents=True)
+    (data / "val").mkdir()
+    (data / "train").chmod(0)
+    open_up(tmp_path)
+    verify = [sys.executable, "-m", "minga", "data", "verify", str(data)]
+    ended = run([*NOBODY, *verify], Path("/"))
+    (data / "train").chmod(0o755)
+    assert ended.returncode == 4, ended.stderr
+    assert f"error[data-unreadable]: cannot read {data}/train".encode() in ended.stderr
+    assert b"Permission denied" in ended.stderr
+
+
+# -- networks, neighbours
+
+
+def test_a_demo_needs_no_network(tmp_path: Path) -> None:
+    root_only()
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    interfaces = run([*alone, "ip", "-o", "link"], tmp_path).stdout
+    assert interfaces.count(b"LOOPBACK") == interfaces.count(b"UP,LOWER_UP") == 1, "control"
+    went_well(run([*alone, *DEMO], tmp_path))
+
+
+def test_two_demos_at_once_do_not_meet(tmp_path: Path) -> None:
+    both = [
+        subprocess.Popen(
+            DEMO,
+            cwd=tmp_path,
+            env=environment(LC_ALL="no_SUCH.locale", TZ=zone),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for zone in ("UTC", ":/no/such/zone")
+    ]
+    for each in both:
+        said = each.communicate(timeout=150)
+        went_well(subprocess.CompletedProcess(DEMO, each.returncode, *said))
+    runs = [path for path in (tmp_path / "runs").iterdir() if (path / "summary.json").exists()]
+    assert len(runs) == 2
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["digits"]
