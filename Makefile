@@ -11,7 +11,7 @@ PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(
 export DATASET VAL_DATASET RUN NEW TAIL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test bench clean
+.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test drills bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m lan
+
+drills: setup ## Kill workers, sessions and the ps at every point, five times over
+	for run in 1 2 3 4 5; do $(BIN)/pytest tests/drills || exit 1; done
 
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py

@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     def note(row: dict[str, Any]) -> None:
         rows.append({**row, "run": options.run, "load": os.getloadavg()[0]})
         print(line(rows[-1]), flush=True)
+        if not options.quick:
+            keep(rows[-1:], options.out)  # now: a later one may fail
 
     note(plain_copy(1, slow))
     alone = measure(Case("alone", _FIRST_MODEL, 1, slow, 5 if options.quick else 15))
@@ -143,8 +145,6 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)  # a background job of a shell starts with SIGINT ignored
     rows = run(options)
-    if not options.quick:
-        keep(rows, options.out)
     void = [row for row in rows if row.get("void")]
     if void:
         print(f"{len(void)} rows are void: the processors were busy. --slow {2 * options.slow:g}?")

@@ -100,6 +100,8 @@ def by_minga(
         finish(there)
         (path,) = (there.folder / "runs").glob("*/events.jsonl")
         events = [*whole_lines(path)]
+    old = [each for each in events if (each["kind"], each.get("reason")) == ("refused", "too old")]
+    assert not old, "no PC is refused for being as slow as it is"
     joins = [seconds_of(each["time"]) for each in events if each["kind"] == "worker_join"]
     assert len(joins) == len(steps_s), "nobody came twice"
     return [

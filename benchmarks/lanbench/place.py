@@ -29,7 +29,8 @@ _ENVIRONMENT = {
 OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LEAST_BURST_BYTES, _BURST_S = 8 * 1024, 0.002
 """A burst of 2 ms: far less than a tenth of any push."""
-_QUEUE_S = 0.02
+_QUEUE_S, _LEAST_QUEUE_BYTES = 0.02, 256 * 1024
+"""As much as a cheap switch or access point holds; less than a large segment would starve a link."""
 
 
 @dataclass
@@ -112,6 +113,6 @@ def place(count: int, rate_bits: float) -> Iterator[Place]:
 def shape(tc: list[str], device: str, rate_bits: float) -> None:
     """Let a device send this much and no more."""
     burst = max(_LEAST_BURST_BYTES, int(rate_bits / 8 * _BURST_S))
-    queue = int(rate_bits / 8 * _QUEUE_S) + burst
+    queue = max(_LEAST_QUEUE_BYTES, int(rate_bits / 8 * _QUEUE_S)) + burst
     words = f"qdisc replace dev {device} root tbf rate {rate_bits:.0f}bit burst {burst}b"
     subprocess.run([*tc, *words.split(), "limit", f"{queue}b"], check=True, timeout=20)
