@@ -30,7 +30,7 @@ OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LEAST_BURST_BYTES, _BURST_S = 8 * 1024, 0.002
 """A burst of 2 ms: far less than a tenth of any push."""
 _QUEUE_S, _LEAST_QUEUE_BYTES = 0.02, 256 * 1024
-"""As much as a cheap switch or access point holds; less than a large segment would starve a link."""
+"""What a cheap switch holds; less than a large segment would starve a link."""
 
 
 @dataclass
