@@ -108,6 +108,7 @@ class Split:
 
     def __init__(self, samples: int, classes: int) -> None:
         self.labels = np.arange(samples, dtype=np.int64) % classes
+        self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
