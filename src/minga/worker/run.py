@@ -20,7 +20,7 @@ from minga import __version__, models
 from minga.config import Settings
 from minga.console import Console
 from minga.data.dataset import open_data
-from minga.errors import MingaError, Refused
+from minga.errors import Hint, MingaError, Refused
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.options import WorkerOptions
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
@@ -191,7 +191,7 @@ class Worker:
         """Open the data and build the model, once per run."""
         if self._trainer is not None:
             return
-        options, settings = self._options, Settings.from_dict(self._terms["settings"])
+        options, settings = self._options, self._settings()
         data_config = replace(
             settings.data,
             path=options.data or settings.data.path,
@@ -208,6 +208,16 @@ class Worker:
             leaving=self._leaving,
             progress=self._progress,
         )
+
+    def _settings(self) -> Settings:
+        try:
+            return Settings.from_dict(self._terms["settings"])
+        except TypeError as error:
+            raise Refused(
+                f"the ps has settings that minga {__version__} of this PC does not know: {error}",
+                code="protocol-differs",
+                hints=(Hint("the same version on both?", "minga --version"),),
+            ) from error
 
     def _batch_size(self) -> int:
         return self._options.batch_size or int(self._terms["settings"]["train"]["batch_size"])
