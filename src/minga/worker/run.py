@@ -77,13 +77,14 @@ class Worker:
         failures = 0
         while True:
             wait_for_ps(self._address, self._options.wait_s, self._waiting)
+            began_s = time.monotonic()
             try:
                 outcome = self._session()
                 failures = 0
             except PortTaken:
                 continue
             except NoAnswer as error:
-                self._bear(error)
+                self._bear(error, began_s)
                 continue
             except (OSError, ConnectionError) as error:
                 if self._leaving.is_set():
@@ -101,11 +102,10 @@ class Worker:
             self._console.line(ps="stopped", waiting_s=self._options.wait_s)
             self._leaving.wait(_BACK_OFF_S[-1])
 
-    def _bear(self, error: NoAnswer) -> None:
+    def _bear(self, error: NoAnswer, began_s: float) -> None:
         """Wait a little for something that does not answer; raise Unreachable after a while."""
-        now_s = time.monotonic()
-        self._silent_since_s = self._silent_since_s or now_s
-        left_s = self._options.wait_s - (now_s - self._silent_since_s)
+        self._silent_since_s = self._silent_since_s or began_s
+        left_s = self._options.wait_s - (time.monotonic() - self._silent_since_s)
         if error.other or left_s <= 0:
             raise not_a_ps(self._address, error) from error
         self._waiting(str(error), left_s)
