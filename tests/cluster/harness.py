@@ -108,9 +108,15 @@ class Cluster:
         """The folder of the newest run."""
         return max(each for each in self.runs.iterdir() if each.is_dir())
 
-    def start_ps(self, *flags: str, host: str = "127.0.0.1", world_size: int = 3) -> None:
-        """Start the ps."""
-        self._start("ps", *self.ps_flags(host, world_size), *flags)
+    def start_ps(
+        self,
+        *flags: str,
+        host: str = "127.0.0.1",
+        world_size: int = 3,
+        entry: tuple[str, ...] | None = None,
+    ) -> None:
+        """Start the ps, perhaps by another entry."""
+        self._start("ps", *self.ps_flags(host, world_size), *flags, entry=entry)
 
     def ps_flags(self, host: str = "127.0.0.1", world_size: int = 3) -> list[str]:
         """Return what the ps is started with."""

@@ -20,7 +20,7 @@ from support import RunMinga
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-TRAIN = 1442
+TRAIN, EPOCHS = 1442, 25
 
 
 class SmallDisk:
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(disk: SmallDisk) -> N
 def lan(disk: SmallDisk, tmp_path: Path, digits: Path) -> Iterator[Cluster]:
     """A run whose folder is on the small disk."""
     settings = {
-        "train__epochs": 40,
+        "train__epochs": EPOCHS,
         "evaluation__every_epochs": 5,
         "checkpoint__every_s": 0.5,
         "exchange__local_steps": 8,
@@ -158,8 +158,8 @@ def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk:
     assert [e["time"] for e in lan.events()] == sorted(e["time"] for e in lan.events())
     pushes = [event for event in lan.events() if event["kind"] == "push"]
     assert [push["version"] for push in pushes] == list(range(1, len(pushes) + 1))
-    assert lan.audit(TRAIN, 40).exact
-    assert lan.summary()["samples"] == 40 * TRAIN
+    assert lan.audit(TRAIN, EPOCHS).exact
+    assert lan.summary()["samples"] == EPOCHS * TRAIN
     assert checkpoint.read(last)["version"] == len(pushes) > old["version"]
     best = max(e["accuracy"] for e in lan.events() if e["kind"] == "evaluation")
     assert checkpoint.read(lan.run / "checkpoints" / "best.pth")["accuracy"] == best
@@ -181,7 +181,7 @@ def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
     for name in ("ps", "worker1"):
         assert lan.finish(name) == 0, lan.log(name)
     assert lan.summary()["resumed_from"] is not None
-    assert lan.audit(TRAIN, 40).exact
+    assert lan.audit(TRAIN, EPOCHS).exact
 
 
 def test_a_ps_that_is_stopped_with_a_full_disk_says_so_and_ends(

@@ -116,6 +116,9 @@ def _require_same(wanted: Settings, saved: Settings, last: Path) -> None:
             code="config-changed",
             hints=(
                 Hint("begin a new run", "./start_ps.sh --resume none"),
-                Hint("or restore the settings of the run", f"cat {last.parents[1]}/config.json"),
+                Hint(
+                    "or restore the settings of the run",
+                    f"cat {last.resolve().parents[1]}/config.json",
+                ),
             ),
         )

@@ -20,7 +20,7 @@ from minga import __version__, models
 from minga.config import Settings
 from minga.console import Console
 from minga.data.dataset import open_data
-from minga.errors import MingaError, Refused
+from minga.errors import Hint, MingaError, Refused
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.options import WorkerOptions
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
@@ -77,13 +77,14 @@ class Worker:
         failures = 0
         while True:
             wait_for_ps(self._address, self._options.wait_s, self._waiting)
+            began_s = time.monotonic()
             try:
                 outcome = self._session()
                 failures = 0
             except PortTaken:
                 continue
             except NoAnswer as error:
-                self._bear(error)
+                self._bear(error, began_s)
                 continue
             except (OSError, ConnectionError) as error:
                 if self._leaving.is_set():
@@ -101,11 +102,10 @@ class Worker:
             self._console.line(ps="stopped", waiting_s=self._options.wait_s)
             self._leaving.wait(_BACK_OFF_S[-1])
 
-    def _bear(self, error: NoAnswer) -> None:
+    def _bear(self, error: NoAnswer, began_s: float) -> None:
         """Wait a little for something that does not answer; raise Unreachable after a while."""
-        now_s = time.monotonic()
-        self._silent_since_s = self._silent_since_s or now_s
-        left_s = self._options.wait_s - (now_s - self._silent_since_s)
+        self._silent_since_s = self._silent_since_s or began_s
+        left_s = self._options.wait_s - (time.monotonic() - self._silent_since_s)
         if error.other or left_s <= 0:
             raise not_a_ps(self._address, error) from error
         self._waiting(str(error), left_s)
@@ -191,7 +191,7 @@ class Worker:
         """Open the data and build the model, once per run."""
         if self._trainer is not None:
             return
-        options, settings = self._options, Settings.from_dict(self._terms["settings"])
+        options, settings = self._options, self._settings()
         data_config = replace(
             settings.data,
             path=options.data or settings.data.path,
@@ -208,6 +208,16 @@ class Worker:
             leaving=self._leaving,
             progress=self._progress,
         )
+
+    def _settings(self) -> Settings:
+        try:
+            return Settings.from_dict(self._terms["settings"])
+        except TypeError as error:
+            raise Refused(
+                f"the ps has settings that minga {__version__} of this PC does not know: {error}",
+                code="protocol-differs",
+                hints=(Hint("the same version on both?", "minga --version"),),
+            ) from error
 
     def _batch_size(self) -> int:
         return self._options.batch_size or int(self._terms["settings"]["train"]["batch_size"])
