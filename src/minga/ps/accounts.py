@@ -162,6 +162,7 @@ class Accounts:
             wait_s=message.get("wait_s"),
             exchange_s=message.get("exchange_s"),
             overhead_s=message.get("overhead_s"),
+            encode_cpu_s=message.get("encode_cpu_s"),
             **{name: facts.get(name) for name in _COSTS},
         )
         self._judge(member, finite=math.isfinite(message.get("loss") or 0.0))

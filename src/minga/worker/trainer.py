@@ -27,6 +27,8 @@ from minga.worker.trouble import SPOILT, Warnings
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
+_OF_THE_PUSH_BEFORE = ("wait_s", "exchange_s", "overhead_s", "encode_cpu_s", "bytes_in")
+"""What a push cannot know of itself."""
 _CALL_S = 300.0
 """A slow link may take so long; a dead peer is known in seconds, by its heartbeat."""
 _READ_S = 120.0
@@ -132,8 +134,8 @@ class Trainer:
         self._next_buffers: torch.Tensor | None = None
         self._version = 0
         self._sequence = 0
-        self._last = {"wait_s": 0.0, "exchange_s": 0.0, "overhead_s": 0.0, "bytes_in": 0}
-        """Of the exchange before: told along with the next push."""
+        self._last = dict.fromkeys(_OF_THE_PUSH_BEFORE, 0.0)
+        """Of the push before: told along with the next one."""
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
@@ -280,7 +282,10 @@ class Trainer:
         """Encode the held weights and send them; runs beside training."""
         if message["sequence"] % _CHECK_EVERY == 0:
             message["reference_crc"] = self._exchange.base_crc()
-        return link.start(message, (self._exchange.encode(), buffers), timeout_s=_CALL_S)
+        started_s = time.thread_time()
+        payload = self._exchange.encode()
+        self._last["encode_cpu_s"] = time.thread_time() - started_s
+        return link.start(message, (payload, buffers), timeout_s=_CALL_S)
 
     def _settle(self, link: Link, push: _Push) -> bool:
         """Wait for a push's answer and go on from it; return whether it was applied."""
