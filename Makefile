@@ -42,7 +42,7 @@ plan: setup ## Predict what 4 to 64 PCs do for ImageNet; ARGS='--pcs 8x1000' for
 	@$(BIN)/minga plan $(ARGS)
 
 test: setup lint ## Run every check that needs no other PC
-	$(BIN)/pytest tests --ignore=tests/lan
+	$(BIN)/pytest tests --ignore=tests/lan --ignore=tests/drills
 
 lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .
@@ -80,8 +80,8 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m lan
 
-drills: setup ## Kill workers, sessions and the ps at every point, five times over
-	for run in 1 2 3 4 5; do $(BIN)/pytest tests/drills || exit 1; done
+drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over
+	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills || exit 1; done
 
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py
