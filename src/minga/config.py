@@ -76,7 +76,7 @@ class TrainConfig:
 class OptimizerConfig:
     """The worker's Nesterov SGD and its schedule."""
 
-    lr: Annotated[float, ABOVE_0] = 0.05
+    lr: Annotated[float, ABOVE_0] = 0.1
     """Learning rate of one worker at batch 128; scaled by batch/128 and sqrt(workers expected)."""
     schedule: Schedule = "cosine"
     """``cosine``: warm-up, then to 0 by the last sample; ``constant``: no scale, no warm-up."""
