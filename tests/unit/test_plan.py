@@ -123,13 +123,21 @@ def _mean_value_analysis(workers: int, think_s: float, stations_s: list[float]) 
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
-def test_workers_that_wait_for_a_fair_link_keep_queueing_theory(workers: int) -> None:
+def test_who_shares_a_link_keeps_queueing_theory_and_who_takes_turns_does_better(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without overlap and with free processors this is a closed network: compute, up, down."""
     waiting = replace(RESNET18, in_flight="wait", local_steps=1, costs=FREE, jitter=0.5)
-    found = predict(replace(waiting, pcs=equal(workers, FAST_MBITS)))
+    lan = replace(waiting, pcs=equal(workers, FAST_MBITS))
     across_s = waiting.exchange_bytes / link_bytes_per_s(1000)
     expected = _mean_value_analysis(workers, 0.128, [across_s, across_s])
-    assert found.samples_per_s / 128 == pytest.approx(expected, rel=0.08)
+    in_turn = predict(lan).samples_per_s / 128
+    monkeypatch.setattr("minga.plan.simulation.HOLD_S", 0.0)
+    shared = predict(lan).samples_per_s / 128
+    assert shared == pytest.approx(expected, rel=0.08)
+    assert 0.95 * shared <= in_turn <= 1.02 / across_s
+    if workers == 4:
+        assert in_turn > 1.1 * shared
 
 
 def test_overlap_hides_an_exchange_and_waiting_does_not() -> None:

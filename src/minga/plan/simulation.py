@@ -46,7 +46,7 @@ class Ps:
         base_version = worker.version
         reply_ns, apply_ns = scenario.costs.reply_ns, scenario.costs.apply_ns
         yield self._env.timeout(scenario.costs.call_s + worker.encode_s)
-        yield self._travel(self.link_in, worker)
+        yield from self._travel(self.link_in, worker)
         with self._lock.request() as turn:
             yield turn
             locked_s = self._env.now
@@ -65,14 +65,14 @@ class Ps:
         """Send the reply, one after the other as the sessions' processes do."""
         with self._turns.request() as turn:
             yield turn | self._env.timeout(WAIT_S)
-            across = self._travel(self.link_out, worker)
+            across = self._env.process(self._travel(self.link_out, worker))
             yield across | self._env.timeout(HOLD_S)
         yield across
 
-    def _travel(self, link: SharedLink, worker: Worker) -> simpy.Event:
+    def _travel(self, link: SharedLink, worker: Worker) -> Events:
         """Bytes are forwarded while they travel: whichever takes longer decides."""
         across = link.send(self._scenario.exchange_bytes, worker.link_bytes_per_s)
-        return across & self._env.process(self._work(self._scenario.forward_s))
+        yield across & self._env.process(self._work(self._scenario.forward_s))
 
     def _work(self, seconds: float) -> Events:
         with self._cores.request() as core:
