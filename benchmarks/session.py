@@ -55,7 +55,13 @@ PLAIN_SESSIONS = (  # read by every Python at its start, the ps's session proces
 def worker(address: str, token: str, plain: bool) -> None:
     """Join JOINS times, exchange in the last session; print the seconds as JSON."""
     secret = Secret.parse(token)
-    hello = {"protocol": PROTOCOL_VERSION, "uuid": "b" * 32, "loopback": loopback_id(), "rank": 1}
+    hello = {
+        "protocol": PROTOCOL_VERSION,
+        "uuid": "b" * 32,
+        "loopback": loopback_id(),
+        "rank": 1,
+        "torch": str(torch.__version__),
+    }
     if plain:
         dial.dial = functools.partial(without_tls, dial.dial)
     dial.wait_for_ps((address, PORT), 60, lambda reason, left_s: None)

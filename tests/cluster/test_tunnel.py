@@ -24,13 +24,15 @@ RESNET18 = {"classes": 200, "image_size": 64}
 JOINER = """
 import json, sys, threading, time
 import psutil
+import torch
 from minga.protocol import PROTOCOL_VERSION, loopback_id
 from minga.transport.dial import Join, Link, wait_for_ps
 from minga.transport.identity import Secret
 
 address, port, token, joins = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 secret, me = Secret.parse(token), psutil.Process()
-hello = {"protocol": PROTOCOL_VERSION, "uuid": "a" * 32, "loopback": loopback_id(), "rank": 1}
+hello = {"protocol": PROTOCOL_VERSION, "uuid": "a" * 32, "loopback": loopback_id(), "rank": 1,
+         "torch": str(torch.__version__)}
 facts = {"train": 1000, "val": 100, "classes": %(classes)d, "class_hash": "x",
          "image_size": %(image_size)d}
 wait_for_ps((address, port), 60, lambda reason, left_s: None)
