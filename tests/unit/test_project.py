@@ -218,9 +218,11 @@ def test_ci_runs_all_tests_from_any_folder(tmp_path: Path) -> None:
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     ended = _run(ROOT / ".ci" / "run", cwd=Path("/"), env={"PATH": path})
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-4:] == [
+    assert ended.stdout.splitlines()[-6:] == [
         str(ROOT),
         "make --no-print-directory test",
+        str(ROOT),
+        "make --no-print-directory drills TIMES=1",
         str(ROOT),
         "make --no-print-directory lan-test",
     ]
