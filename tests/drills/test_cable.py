@@ -17,7 +17,7 @@ from minga.ps.journal import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 60, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 40, 30
 
 
 @pytest.fixture
