@@ -67,10 +67,10 @@ class StartedLan:
         """Return the ps's folder of the newest run."""
         return max((self.folders[0] / "runs").iterdir())
 
-    def finish(self) -> None:
+    def finish(self, limit_s: float = 200) -> None:
         """Wait until everybody has ended well."""
         for process, log in zip(self.processes, self.logs, strict=True):
-            status = process.wait(200)
+            status = process.wait(limit_s)
             assert status == 0, log.read_text()
 
     def _start(self, number: int, script: str, **variables: str) -> subprocess.Popen[bytes]:

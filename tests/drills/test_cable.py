@@ -50,6 +50,6 @@ def test_a_cable_out_for_half_a_minute_costs_its_own_pc_alone(started: StartedLa
     wait_until(lambda: time.monotonic() > out_until, "half a minute to be over")
     plug(started.pcs[1], "up")
     wait_until(lambda: len(events("worker_join", cut)) == 2, "the worker to come back")
-    started.finish()
+    started.finish(450)
     lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
     assert audit(lines, seed=0, samples=CLASSES * PER_CLASS, epochs=EPOCHS).exact

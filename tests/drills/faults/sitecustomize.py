@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any
 
 NAMES = os.environ.get("FAULTS", "").split(",")
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
-LARGE = 2_000_000
-_pushed = False
 
 
 def strike(name: str) -> None:
@@ -44,28 +41,24 @@ def around(owner: Any, name: str, *, before: Callable[..., Any] = lambda *a: Non
 
 
 def install_worker_points() -> None:
-    """Points of a worker: in compute, push, reply, join, validation."""
-    from minga.transport.dial import Join
-    from minga.transport.forwarder import _Direction
+    """Points of a worker: in join, compute, push (it is on its way), reply (not taken yet)."""
+    from minga.transport.dial import Join, Link
     from minga.worker.exchange import Exchange
     from minga.worker.replica import Replica
-    from minga.worker.trainer import Trainer
 
-    def note_push(*_: Any) -> None:
-        global _pushed
-        _pushed = True
+    start = Link.start
 
-    def carried(direction: Any, *_: Any) -> None:
-        if _pushed and direction._run_bytes > LARGE:
-            up = isinstance(direction.sink, ssl.SSLSocket)
-            strike("worker-in-push" if up else "worker-in-reply")
+    def start_and_strike(self: Link, message: Any, *arguments: Any, **named: Any) -> Any:
+        call = start(self, message, *arguments, **named)
+        if message["do"] == "push":
+            strike("worker-in-push")
+        return call
 
-    around(Replica, "step", before=lambda *_: _pushed and strike("worker-in-compute"))
-    around(Exchange, "hold", before=note_push)
-    around(_Direction, "advance", before=carried)
+    Link.start = start_and_strike  # type: ignore[method-assign]
     around(Join, "report_data", before=lambda *_: strike("worker-in-join"))
+    around(Replica, "step", before=lambda *_: strike("worker-in-compute"))
+    around(Exchange, "rebase", before=lambda *_: strike("worker-in-reply"))
     around(Replica, "evaluate", before=lambda *_: strike("worker-in-validation"))
-    assert Trainer is not None
 
 
 def install_ps_points() -> None:
