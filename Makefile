@@ -86,7 +86,8 @@ drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/session.py
-	$(BIN)/python benchmarks/lan.py --slow 2
+	$(BIN)/python benchmarks/lan.py
+	$(BIN)/python benchmarks/lan.py --slow 2 --only 'bound-*' --only 'slow-link-*'
 	$(BIN)/python benchmarks/time_to_accuracy.py
 	$(BIN)/python benchmarks/accuracy.py
 

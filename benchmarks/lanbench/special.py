@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from lanbench.measure import RATE_BITS, Reading, columns, plain_copy, rate, watch
+from lanbench.measure import RATE_BITS, Reading, columns, measure, plain_copy, rate, watch
 from lanbench.place import place
 from lanbench.systems import Case, Minga
 
@@ -18,19 +18,7 @@ def network_bound(case: Case) -> list[dict[str, Any]]:
     The payload is what was encoded, without RPC, TLS, TCP and Ethernet; each way as much.
     """
     copy = plain_copy(case.workers, case.slow)
-    with place(case.workers + 1, RATE_BITS / case.slow) as there:
-        system = Minga(there, case)
-        system.start()
-        system.wait_until(system.warm)
-        before = Reading.take(there)
-        after = watch(system, case.window_s)
-        row = {
-            "system": "minga-bound",
-            "model": case.subject,
-            "workers": case.workers,
-            **columns(system, before, after),
-            **system.finish(),
-        }
+    row = {**measure(case), "system": "minga-bound"}
     pushes_per_s = row["samples_per_s"] / 128
     payload = pushes_per_s * row["push_bytes"]
     slower = min(copy["towards_ps_bytes_per_s"], copy["from_ps_bytes_per_s"])

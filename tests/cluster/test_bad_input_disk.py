@@ -166,15 +166,20 @@ def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk:
     assert "Traceback" not in lan.log("ps")
 
 
-def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
-    lan: Cluster, disk: SmallDisk
-) -> None:
-    """What was in its memory is lost with it, and trained again."""
+def train_until_full(lan: Cluster, disk: SmallDisk) -> None:
+    """Train until there is a checkpoint; fill the disk, and wait until the ps notices."""
     lan.start_ps(world_size=2)
     lan.start_worker(1)
     lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
     disk.fill()
     wait_until(lambda: "cannot write to the run's folder" in lan.log("ps"), "the ps to notice")
+
+
+def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
+    lan: Cluster, disk: SmallDisk
+) -> None:
+    """What was in its memory is lost with it, and trained again."""
+    train_until_full(lan, disk)
     lan.kill("ps")
     disk.free()
     lan.start_ps(world_size=2)
@@ -187,11 +192,7 @@ def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
 def test_a_ps_that_is_stopped_with_a_full_disk_says_so_and_ends(
     lan: Cluster, disk: SmallDisk
 ) -> None:
-    lan.start_ps(world_size=2)
-    lan.start_worker(1)
-    lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
-    disk.fill()
-    wait_until(lambda: "cannot write to the run's folder" in lan.log("ps"), "the ps to notice")
+    train_until_full(lan, disk)
     lan.kill("ps", 2)
     assert lan.finish("ps") == 1
     assert "error[disk-full]: No space left on device" in lan.log("ps")

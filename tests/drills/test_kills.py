@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.harness import Cluster, cluster, wait_until
+from minga.ps.journal import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -32,7 +32,7 @@ WORKER = ("join", "compute", "push", "reply", "validation")
 PS = ("checkpoint", "join", "validation")
 SESSION = ("apply", "reply")
 
-Faulty = Callable[..., dict[str, str]]
+Faulty = Callable[..., None]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def lan(tmp_path: Path, digits: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
-    """Let whatever is started in a ``with`` block strike at these points."""
+    """Start something that strikes at these points."""
     folder = tmp_path / "struck"
     folder.mkdir()
 
@@ -59,10 +59,11 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     return prepare
 
 
-def died(process: subprocess.Popen[bytes], lan: Cluster, name: str) -> None:
-    """Wait until a process has killed itself."""
-    wait_until(lambda: process.poll() is not None, f"{name} to strike", timeout_s=200)
-    assert process.returncode == -signal.SIGKILL, lan.log(name.partition("-in-")[0])
+def died(lan: Cluster, process: str, name: str) -> None:
+    """Wait until a process has killed itself at this point."""
+    started = lan.processes[process]
+    wait_until(lambda: started.poll() is not None, f"{name} to strike", timeout_s=200)
+    assert started.returncode == -signal.SIGKILL, lan.log(process)
 
 
 def complete(lan: Cluster, *workers: int) -> None:
@@ -81,7 +82,7 @@ def test_a_worker_killed_at_each_point_comes_back(lan: Cluster, faulty: Faulty) 
     lan.start_worker(2)
     for name in names:
         faulty(lambda: lan.start_worker(1), *names)
-        died(lan.processes["worker1"], lan, name)
+        died(lan, "worker1", name)
     lan.start_worker(1)
     complete(lan, 1, 2)
     (first, _) = sorted(lan.summary()["workers"], key=lambda each: each["rank"])
@@ -114,7 +115,7 @@ def test_a_ps_killed_at_each_point_goes_on_where_its_checkpoint_was(
         lan.start_worker(rank)
     for name in names:
         faulty(lambda: lan.start_ps(world_size=3), *names)
-        died(lan.processes["ps"], lan, name)
+        died(lan, "ps", name)
     lan.start_ps(world_size=3)
     complete(lan, 1, 2)
     assert len([*lan.runs.glob("*/journal.jsonl")]) <= 2, "one run, but for a start without a push"
@@ -155,8 +156,6 @@ def test_a_control_without_the_ledger_would_be_seen(lan: Cluster) -> None:
     lan.start_ps(world_size=2)
     lan.start_worker(1)
     complete(lan, 1)
-    from minga.ps.journal import audit
-
     lines: list[Any] = lan.journal()
     for wrong in (lines[:3] + lines[4:], [*lines, lines[3]]):
         assert not audit(wrong, seed=0, samples=TRAIN, epochs=EPOCHS).exact

@@ -19,8 +19,10 @@ REFERENCE_BATCH = 128
 """Batch size that the configured learning rate is meant for."""
 OUTSIZED = 10.0
 """A push this many times the median norm is refused."""
-OUTSIZED_PUSH = "outsized"
-"""Why such a push is refused."""
+NON_FINITE, OUTSIZED_PUSH = "non-finite", "outsized"
+"""Why a push is refused for what is in it."""
+SUSPECT = 3
+"""So many pushes in a row that are no numbers are no chance."""
 
 _OWN_ROUNDS = 4
 _RECENT_NORMS = 101
@@ -87,7 +89,7 @@ def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) 
         median_norm: of recently applied pushes; None while there are too few.
     """
     if not math.isfinite(norm):
-        return "non-finite"
+        return NON_FINITE
     if staleness > limit:
         return "too old"
     if median_norm is not None and norm > OUTSIZED * median_norm:

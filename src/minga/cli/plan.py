@@ -15,6 +15,7 @@ from rich.text import Text
 from minga.config import Codec, InFlight
 from minga.console import duration, results
 from minga.options import optional
+from minga.plan.outcome import COMPUTE
 
 if TYPE_CHECKING:
     from minga.plan.advice import Change
@@ -92,7 +93,7 @@ def plan(
 
     scenarios = _scenarios(run, lan)
     outcomes = [predict(each) for each in scenarios]
-    held_up = [each for each in outcomes if each.limit != "compute"][-1:]
+    held_up = [each for each in outcomes if each.limit != COMPUTE][-1:]
     changes = [change for each in held_up for change in helps(each)]
     if json:
         shown = {
@@ -205,7 +206,7 @@ def _bare_table(titles: Sequence[str], left: Sequence[str] = ("LIMIT",)) -> Tabl
 
 
 def _limit(limit: str) -> Text:
-    return Text(limit, style="good" if limit == "compute" else "warn")
+    return Text(limit, style="good" if limit == COMPUTE else "warn")
 
 
 def _item(pcs: Pcs) -> str:
@@ -216,7 +217,7 @@ def _sentences(outcome: Outcome, changes: Sequence[Change]) -> list[str]:
     """Say why the windows are so long, and what would help."""
     said = []
     pcs = outcome.scenario.workers
-    if outcome.why and (outcome.network_bound or outcome.limit == "compute"):
+    if outcome.why and (outcome.network_bound or outcome.limit == COMPUTE):
         said.append(f"{pcs} PCs: {outcome.why}.")
     if changes:
         tried = "; ".join(f"{each.what}: {each.samples_per_s:,.0f} samples/s" for each in changes)

@@ -94,7 +94,6 @@ class Worker:
         encode_s: seconds in which a push is encoded, while training goes on.
         encoding_s: seconds so far in which it copied or rebased, and did not train.
         waiting_s: seconds in which it only waited so far.
-        exchanges_s: seconds of all its exchanges.
     """
 
     def __init__(self, env: simpy.Environment, ps: Ps, scenario: Scenario, pcs: Pcs) -> None:
@@ -108,7 +107,7 @@ class Worker:
         self.paces = RecentPaces()
         self.marks: list[tuple[float, int, int]] = []
         self.windows: list[int] = []
-        self.encoding_s = self.waiting_s = self.exchanges_s = 0.0
+        self.encoding_s = self.waiting_s = 0.0
         self._env = env
         self._ps = ps
         self._scenario = scenario
@@ -161,7 +160,6 @@ class Worker:
         asked_s = self._env.now
         yield pushed
         self.waiting_s += self._env.now - asked_s
-        self.exchanges_s += self.exchange_s
         self._pushed = None
         self.version, self._steps = self.answered
         yield self._env.timeout(self._rebase_s)

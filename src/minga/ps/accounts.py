@@ -17,7 +17,7 @@ from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
 from minga.ps.facts import Plan
-from minga.ps.health import NON_FINITE, Health
+from minga.ps.health import Health
 from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
@@ -296,7 +296,7 @@ class Accounts:
             staleness=staleness,
             samples=sum(span.stop - span.start for span in spans),
         )
-        if reason == NON_FINITE:
+        if reason == localsgd.NON_FINITE:
             self._judge(member, finite=False)
         return {"verdict": "refused", "reason": reason, **self.work(member)}
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from minga.algorithm.localsgd import SUSPECT
 from minga.config import Settings
 from minga.errors import Hint, RunFailed
 from minga.observe.folder import RunFolder
 from minga.ps.evaluation import Measured
 from minga.ps.members import TRAINING, Member
 
-NON_FINITE = "non-finite"
-SUSPECT = 3
-"""So many pushes in a row that are no numbers are no chance."""
 LOST = 6
 """Once every worker made so many in a row, training does not come back by itself."""
 

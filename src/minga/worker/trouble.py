@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import torch
 
+from minga.algorithm.localsgd import NON_FINITE, OUTSIZED_PUSH, SUSPECT
 from minga.console import Console
 from minga.data.dataset import ImageData
 from minga.errors import Hint, RunFailed
 
-NON_FINITE = "non-finite"
-SPOILT = (NON_FINITE, "outsized")
+SPOILT = (NON_FINITE, OUTSIZED_PUSH)
 """Why the ps refuses a push for what is in it."""
-SUSPECT = 3
 _MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
 """How CUDA, cuDNN, MPS and the processor's allocator say that there is none left."""
 

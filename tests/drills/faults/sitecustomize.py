@@ -84,17 +84,11 @@ def install_ps_points() -> None:
         if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
             strike("ps-in-checkpoint")
 
+    around(SharedParameters, "_renew_weights", before=on_renew)
     around(SharedParameters, "ahead", before=on_reply)
     around(checkpoint.os, "fsync", before=on_sync)
     around(Evaluation, "take", before=lambda *_: strike("ps-in-validation"))
     around(Coordinator, "_prepare", before=lambda own, *_: own.accounts and strike("ps-in-join"))
-    renew = SharedParameters._renew_weights
-
-    def renew_weights(self: SharedParameters, start: int, stop: int, scratch: Any) -> None:
-        on_renew(self, start)
-        renew(self, start, stop, scratch)
-
-    SharedParameters._renew_weights = renew_weights  # type: ignore[method-assign]
 
 
 if NAMES != [""] and "resource_tracker" not in " ".join(sys.orig_argv):
