@@ -80,7 +80,7 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m lan
 
-drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over
+drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
 	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills || exit 1; done
 
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)

@@ -39,7 +39,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Point:
-    """A validation: seconds since all were there, samples until then, accuracy."""
+    """A validation: seconds from when all were there until it began, samples, accuracy."""
 
     seconds: float
     samples: int
@@ -104,8 +104,13 @@ def by_minga(
     assert not old, "no PC is refused for being as slow as it is"
     joins = [seconds_of(each["time"]) for each in events if each["kind"] == "worker_join"]
     assert len(joins) == len(steps_s), "nobody came twice"
+    frozen = {  # when the weights were as they were judged: DDP's points have that time, too
+        each["samples_done"]: seconds_of(each["time"]) - max(joins)
+        for each in events
+        if each["kind"] == "evaluation_start"
+    }
     return [
-        Point(seconds_of(each["time"]) - max(joins), each["samples_done"], each["accuracy"])
+        Point(frozen[each["samples_done"]], each["samples_done"], each["accuracy"])
         for each in events
         if each["kind"] == "evaluation"
     ]
@@ -137,8 +142,14 @@ def finish(there: Place) -> None:
 
 
 def seconds_to(points: list[Point], accuracy: float) -> float | None:
-    """Return when this accuracy was first measured."""
-    return next((each.seconds for each in points if each.accuracy >= accuracy), None)
+    """Return when this accuracy was first reached, on the line between two validations."""
+    before = Point(0.0, 0, 0.0)
+    for each in points:
+        if each.accuracy >= accuracy:
+            share = (accuracy - before.accuracy) / (each.accuracy - before.accuracy)
+            return before.seconds + share * (each.seconds - before.seconds)
+        before = each
+    return None
 
 
 def write(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

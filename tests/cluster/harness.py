@@ -212,9 +212,9 @@ class Cluster:
         """Return the lines of the run's journal."""
         return (self.run / "journal.jsonl").read_text().splitlines()
 
-    def audit(self, samples: int, epochs: int) -> Audit:
+    def audit(self, samples: int, epochs: int, seed: int = 0) -> Audit:
         """Audit the run's journal."""
-        return audit(self.journal(), seed=0, samples=samples, epochs=epochs)
+        return audit(self.journal(), seed=seed, samples=samples, epochs=epochs)
 
     def stop_all(self) -> None:
         """Kill what is left."""

@@ -35,33 +35,71 @@ def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
     return folder
 
 
-def minga_command(folder: Path) -> str:
-    """Return a ``minga`` that runs this checkout, for MINGA_BIN."""
+def minga_command(folder: Path, step_s: float | None = None) -> str:
+    """Return a ``minga`` that runs this checkout, for MINGA_BIN; its steps take no less than that.
+
+    For ``step_s``, PYTHONPATH must lead to benchmarks/.
+    """
     script = folder / "minga"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m minga "$@"\n')
+    module = "minga" if step_s is None else f"lanbench.paced {step_s}"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
     script.chmod(0o755)
     return str(script)
 
 
 class StartedLan:
-    """A ps on the first PC and a worker on each other, by the start scripts alone."""
+    """A ps on the first PC and a worker on each other, by the start scripts alone.
+
+    Args:
+        pcs: the ps's, then the workers'.
+        data: the data set.
+        folder: for logs.
+        model: its name.
+        epochs: over the data.
+        step_s: what a local step takes at least.
+        variables: of the ps; the workers are told what it prints.
+    """
 
     def __init__(
-        self, pcs: list[VirtualPc], data: Path, folder: Path, *, model: str, epochs: int = EPOCHS
+        self,
+        pcs: list[VirtualPc],
+        data: Path,
+        folder: Path,
+        *,
+        model: str,
+        epochs: int = EPOCHS,
+        step_s: float | None = None,
+        **variables: str,
     ) -> None:
-        self.pcs = pcs
-        self._epochs = epochs
-        self.folders = [project_on(pc, data, model, "stock") for pc in pcs]
-        self.logs = [folder / f"{pc.name}.log" for pc in pcs]
-        self._binary = minga_command(folder)
+        self.pcs: list[VirtualPc] = []
+        self.folders: list[Path] = []
+        self.logs: list[Path] = []
+        self._data, self._folder, self._model = data, folder, model
+        self._epochs, self._variables = epochs, variables
+        self._binary = minga_command(folder, step_s)
+        self._add(pcs[0])
         self.processes = [self.start_ps()]
-        printed = wait_until(self._invitation, "the command that starts a worker")
-        for number in (1, 2):
-            self.processes.append(self._start(number, "start_worker.sh", **printed))
+        self._printed = wait_until(self._invitation, "the command that starts a worker")
+        for pc in pcs[1:]:
+            self.processes.append(self.join(pc))
 
     def start_ps(self) -> subprocess.Popen[bytes]:
         """Start the ps's script, from another folder than the project's."""
-        return self._start(0, "start_ps.sh", WORLD_SIZE="3", EPOCHS=str(self._epochs))
+        variables = {"WORLD_SIZE": "3", "EPOCHS": str(self._epochs), **self._variables}
+        return self._start(0, "start_ps.sh", **variables)
+
+    def join(self, pc: VirtualPc, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a worker on this PC, as the ps's terminal says, with these variables on top."""
+        number = self._add(pc)
+        return self._start(number, "start_worker.sh", **{**self._printed, **variables})
+
+    def _add(self, pc: VirtualPc) -> int:
+        """Give a PC a folder and a log, if it has none; return its number."""
+        if pc not in self.pcs:
+            self.pcs.append(pc)
+            self.folders.append(project_on(pc, self._data, self._model, "stock"))
+            self.logs.append(self._folder / f"{pc.name}.log")
+        return self.pcs.index(pc)
 
     def run_folder(self) -> Path:
         """Return the ps's folder of the newest run."""
@@ -83,10 +121,10 @@ class StartedLan:
         """Return the variables of the printed command."""
         said = self.logs[0].read_text()
         assert self.processes_alive(), said
-        found = re.search(r"MASTER_ADDR=(\S+) MINGA_TOKEN=(\S+) ./start_worker.sh", said)
+        found = re.search(r"MASTER_ADDR=\S+ .*(?=\./start_worker\.sh)", said)
         if not found or "Parameter Server is running..." not in said:
             return None
-        return {"MASTER_ADDR": found[1], "MINGA_TOKEN": found[2]}
+        return dict(word.split("=", 1) for word in found[0].split())
 
     def processes_alive(self) -> bool:
         """Whether nobody has ended with an error."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,39 +18,53 @@ from minga.ps.journal import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 40, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 30, 30
+RATE = "200mbit"
+"""A push of 11 MB is on its way for half a second."""
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[StartedLan]:
-    data = generate(
-        tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, val_per_class=20, size=32
-    )
-    with virtual_lan(tmp_path, 3) as pcs:
-        yield StartedLan(pcs, data, tmp_path, model="resnet18", epochs=EPOCHS)
+def pcs(tmp_path: Path) -> Iterator[list[VirtualPc]]:
+    with virtual_lan(tmp_path, 3, RATE) as pcs:
+        yield pcs
 
 
-def plug(pc: VirtualPc, state: str) -> None:
-    """Pull a PC's cable (``down``) or put it in again (``up``)."""
-    pc.run(f"ip link set eth0 {state}")
+def out_for_a_while(pc: VirtualPc, meanwhile: Callable[[], None]) -> None:
+    """Pull a PC's cable and put it in again half a minute later."""
+    pc.run("ip link set eth0 down")
+    back_s = time.monotonic() + OUT_S
+    meanwhile()
+    wait_until(lambda: time.monotonic() > back_s, "half a minute to be over")
+    pc.run("ip link set eth0 up")
 
 
-def test_a_cable_out_for_half_a_minute_costs_its_own_pc_alone(started: StartedLan) -> None:
-    def events(kind: str, rank: int) -> list[dict]:
+def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
+    pcs: list[VirtualPc], tmp_path: Path, faults: Callable[..., dict[str, str]]
+) -> None:
+    data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
+    started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, step_s=0.25)
+
+    def events(kind: str, rank: int) -> list[dict[str, Any]]:
         lines = (started.run_folder() / "events.jsonl").read_text().splitlines()
         return [e for e in map(json.loads, lines) if (e["kind"], e.get("rank")) == (kind, rank)]
 
-    for rank in (1, 2):
-        wait_until(lambda n=rank: events("push", n), f"a push of worker {rank}")
-    plug(started.pcs[1], "down")
-    out_until = time.monotonic() + OUT_S
-    wait_until(lambda: events("worker_lost", 1) or events("worker_lost", 2), "the loss to show")
-    (cut,) = [rank for rank in (1, 2) if events("worker_lost", rank)]
-    others = len(events("push", 3 - cut))
-    wait_until(lambda: len(events("push", 3 - cut)) > others + 3, "the other one to go on")
-    wait_until(lambda: time.monotonic() > out_until, "half a minute to be over")
-    plug(started.pcs[1], "up")
-    wait_until(lambda: len(events("worker_join", cut)) == 2, "the worker to come back")
+    def the_other_goes_on() -> None:
+        before = len(events("push", 1))
+        wait_until(lambda: len(events("push", 1)) > before + 3, "the other one to go on")
+
+    def cut(name: str) -> None:
+        wait_until(lambda: (tmp_path / "struck" / name).exists(), name)
+        out_for_a_while(pcs[2], the_other_goes_on)
+
+    wait_until(lambda: events("push", 1), "a push of the first worker")
+    points = ("at-worker-in-join", "at-worker-in-push")
+    started.processes.append(started.join(pcs[2], **faults(*points)))
+    cut(points[0])
+    wait_until(lambda: events("push", 2), "the worker to come in all the same")
+    cut(points[1])
+    wait_until(lambda: len(events("worker_join", 2)) >= 2, "the worker to come back")
+    assert events("worker_lost", 2), "the second time it had been in"
+    assert not events("worker_lost", 1)
     started.finish(450)
     lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
     assert audit(lines, seed=0, samples=CLASSES * PER_CLASS, epochs=EPOCHS).exact

@@ -222,7 +222,7 @@ def test_ci_runs_all_tests_from_any_folder(tmp_path: Path) -> None:
         str(ROOT),
         "make --no-print-directory test",
         str(ROOT),
-        "make --no-print-directory drills TIMES=1",
+        "make --no-print-directory drills TIMES=1 SEEDS=2",
         str(ROOT),
         "make --no-print-directory lan-test",
     ]

@@ -139,6 +139,8 @@ class Trainer:
         self._work = Work(task=WAIT)
         self._judging: deque[Lease] = deque()
         self._judged_snapshot = 0
+        self._snapshot: tuple[int, Call] | None = None
+        """Weights to judge that are on their way, beside training, and their number."""
         self._warnings = Warnings()
 
     def train(self, link: Link) -> str:
@@ -154,12 +156,14 @@ class Trainer:
                     self._settle(link, self._outstanding)
                 link.call({"do": "leave"}, timeout_s=_CALL_S)
                 return "left" if self._leaving.is_set() else self._work.task
-            if self._judging:
+            if self._judging and self._snapshot_is_here(link):
                 self._judge_lease(link, self._judging.popleft())
             elif self._loader.pending():
                 self._train_window(link)
             elif self._outstanding is not None:
                 self._settle(link, self._outstanding)
+            elif self._judging:
+                self._snapshot_is_here(link, wait=True)
             else:
                 self._leaving.wait(_IDLE_S)
                 self._take(link.call({"do": "work"}, timeout_s=_CALL_S)[0])
@@ -174,7 +178,7 @@ class Trainer:
         self.totals.joins += 1
         self._loader.clear()
         self._judging.clear()
-        self._judged_snapshot = 0
+        self._judged_snapshot, self._snapshot = 0, None
         if self._outstanding is not None:
             self._outstanding.sending.exception()  # waits: it reads what is set anew here
         self._outstanding = self._report = None
@@ -319,17 +323,27 @@ class Trainer:
         self._pull(link)
         return False
 
+    def _snapshot_is_here(self, link: Link, *, wait: bool = False) -> bool:
+        """Return whether the weights to judge are here; have them sent, once, if they are not."""
+        wanted = self._work.snapshot
+        if self._judged_snapshot == wanted:
+            return True
+        if self._snapshot is None or self._snapshot[0] != wanted:
+            asked = {"do": "snapshot", "weights": True}
+            self._snapshot = wanted, link.start(asked, timeout_s=_CALL_S)
+        call = self._snapshot[1]
+        if not (wait or call.done):
+            return False
+        _, (weights, buffers) = call.result()
+        self._judge.load(weights, buffers)
+        self._judged_snapshot, self._snapshot = wanted, None
+        return True
+
     def _judge_lease(self, link: Link, lease: Lease) -> None:
         """Do one lease of a validation on the ps's frozen snapshot."""
-        with_weights = self._judged_snapshot != self._work.snapshot
-        _, (weights, buffers) = link.call(
-            {"do": "snapshot", "weights": with_weights}, timeout_s=_CALL_S
-        )
-        if with_weights:
-            self._judge.load(weights, buffers)
-            self._judged_snapshot = self._work.snapshot
-        else:
-            self._judge.set_buffers(buffers)
+        asked = {"do": "snapshot", "weights": False}  # the buffers change between two phases
+        _, (_, buffers) = link.call(asked, timeout_s=_CALL_S)
+        self._judge.set_buffers(buffers)
         message: dict[str, Any] = {
             "do": "result",
             "kind": lease.kind,

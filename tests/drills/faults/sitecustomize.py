@@ -1,7 +1,8 @@
 """Read by every Python of a drilled process: ends it at a named point, as kill -9 does.
 
 ``FAULTS`` names the points, in the order in which they strike; each strikes once, and leaves a
-file of its name in ``FAULTS_FOLDER``. No code of minga knows of this.
+file of its name in ``FAULTS_FOLDER``. A name with ``at-`` before it is only told by its file.
+``MISCHIEF`` names what is done to pushes (mischief.py). No code of minga knows of this.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NAMES = os.environ.get("FAULTS", "").split(",")
+NAMES = [name for name in os.environ.get("FAULTS", "").split(",") if name]
+MISCHIEF = os.environ.get("MISCHIEF", "")
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))
 
 
@@ -26,7 +28,14 @@ def strike(name: str) -> None:
         os.close(os.open(FOLDER / name, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    os.kill(os.getpid(), signal.SIGKILL)
+    if not name.startswith("at-"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reach(name: str) -> None:
+    """Tell of this point, or end there, whichever is asked for."""
+    strike(f"at-{name}")
+    strike(name)
 
 
 def around(owner: Any, name: str, *, before: Callable[..., Any] = lambda *a: None) -> None:
@@ -48,23 +57,24 @@ def install_worker_points() -> None:
 
     start = Link.start
 
-    def start_and_strike(self: Link, message: Any, *arguments: Any, **named: Any) -> Any:
+    def start_and_reach(self: Link, message: Any, *arguments: Any, **named: Any) -> Any:
         call = start(self, message, *arguments, **named)
         if message["do"] == "push":
-            strike("worker-in-push")
+            reach("worker-in-push")
         return call
 
-    Link.start = start_and_strike  # type: ignore[method-assign]
-    around(Join, "report_data", before=lambda *_: strike("worker-in-join"))
-    around(Replica, "step", before=lambda *_: strike("worker-in-compute"))
-    around(Exchange, "rebase", before=lambda *_: strike("worker-in-reply"))
-    around(Replica, "evaluate", before=lambda *_: strike("worker-in-validation"))
+    Link.start = start_and_reach  # type: ignore[method-assign]
+    around(Join, "report_data", before=lambda *_: reach("worker-in-join"))
+    around(Replica, "step", before=lambda *_: reach("worker-in-compute"))
+    around(Exchange, "rebase", before=lambda *_: reach("worker-in-reply"))
+    around(Replica, "evaluate", before=lambda *_: reach("worker-in-validation"))
 
 
 def install_ps_points() -> None:
     """Points of the ps: of a session's process, and of the coordinator."""
     from minga.algorithm.codec import CHUNK
     from minga.ps import checkpoint
+    from minga.ps.accounts import Accounts
     from minga.ps.coordinator import Coordinator
     from minga.ps.evaluation import Evaluation
     from minga.ps.parameters import SharedParameters
@@ -74,23 +84,32 @@ def install_ps_points() -> None:
 
     def on_renew(parameters: SharedParameters, start: int, *_: Any) -> None:
         if far(parameters, start):
-            strike("session-in-apply")
+            reach("session-in-apply")
 
     def on_reply(parameters: SharedParameters, start: int, *_: Any) -> None:
         if far(parameters, start):
-            strike("session-in-reply")
+            reach("session-in-reply")
 
-    def on_sync(*_: Any) -> None:
-        if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
-            strike("ps-in-checkpoint")
+    def after_a_checkpoint(name: str) -> Callable[..., None]:
+        def check(*_: Any) -> None:
+            if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
+                reach(name)
+
+        return check
 
     around(SharedParameters, "_renew_weights", before=on_renew)
     around(SharedParameters, "ahead", before=on_reply)
-    around(checkpoint.os, "fsync", before=on_sync)
-    around(Evaluation, "take", before=lambda *_: strike("ps-in-validation"))
-    around(Coordinator, "_prepare", before=lambda own, *_: own.accounts and strike("ps-in-join"))
+    around(Accounts, "settle", before=after_a_checkpoint("ps-in-epoch"))
+    around(checkpoint.os, "fsync", before=after_a_checkpoint("ps-in-checkpoint"))
+    around(Evaluation, "take", before=lambda *_: reach("ps-in-validation"))
+    around(Coordinator, "_prepare", before=lambda own, *_: own.accounts and reach("ps-in-join"))
 
 
-if NAMES != [""] and "resource_tracker" not in " ".join(sys.orig_argv):
-    install_worker_points()
-    install_ps_points()
+if "resource_tracker" not in " ".join(sys.orig_argv):
+    if NAMES:
+        install_worker_points()
+        install_ps_points()
+    if MISCHIEF:
+        import mischief
+
+        mischief.install(MISCHIEF)

@@ -1,0 +1,90 @@
+"""What can happen to pushes on their way, done to them between worker and wire.
+
+``beside``: each is sent twice at once. ``again``: each arrives once more after its answer.
+``old``: the one before arrives once more, after a newer one's answer. ``late``: every eighth takes
+LATE_S longer. Controls: ``taken``, the ps takes whatever comes; ``lost``, three of four pushes are
+answered and counted, and change nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+LATE_S = 3.0
+_LATE_EVERY, _KEPT_EVERY = 8, 4
+
+
+def install(names: str) -> None:
+    """Do what is named, in every process that this is read by."""
+    chosen = names.split(",")
+    _on_the_way(chosen)
+    if "taken" in chosen:
+        _take_everything()
+    if "lost" in chosen:
+        _lose_pushes()
+
+
+def _on_the_way(chosen: list[str]) -> None:
+    from minga.transport.dial import Link
+
+    start = Link.start
+    before: list[tuple[Any, Any]] = []
+
+    def start_in_disorder(self: Link, message: Any, tensors: Any = (), **named: Any) -> Any:
+        if message["do"] != "push":
+            return start(self, message, tensors, **named)
+        if "late" in chosen and message["sequence"] % _LATE_EVERY == 0:
+            time.sleep(LATE_S)
+        copy = dict(message), tuple(tensor.clone() for tensor in tensors)
+        call = start(self, message, tensors, **named)
+        if "beside" in chosen:
+            start(self, *copy, **named)
+        else:
+            call.result()
+        repeated = [copy] * ("again" in chosen) + before * ("old" in chosen)
+        for each in repeated:
+            start(self, *each, **named)
+        before[:] = [copy]
+        return call
+
+    Link.start = start_in_disorder  # type: ignore[method-assign]
+
+
+def _take_everything() -> None:
+    from minga.ps.accounts import Accounts
+    from minga.ps.ledger import Ledger
+
+    class Forgetful(dict[str, int]):
+        def get(self, *_: object) -> int:  # type: ignore[override]
+            return 0
+
+    prepare = Accounts.__init__
+
+    def prepare_forgetful(self: Accounts, *arguments: Any, **named: Any) -> None:
+        prepare(self, *arguments, **named)
+        self.last_sequence = Forgetful()
+
+    Accounts.__init__ = prepare_forgetful  # type: ignore[method-assign]
+    Ledger.objection = lambda *_: None  # type: ignore[method-assign]
+    count = Ledger.count
+
+    def count_what_is_leased(self: Ledger, spans: Any, now_s: float) -> None:
+        if all(span.lease in self._leases for span in spans):
+            count(self, spans, now_s)
+
+    Ledger.count = count_what_is_leased  # type: ignore[method-assign]
+
+
+def _lose_pushes() -> None:
+    from minga.ps.parameters import SharedParameters, Update
+
+    apply = SharedParameters.apply
+
+    def apply_few(self: SharedParameters, update: Update, *, push_id: int, slot: int) -> int:
+        if push_id % _KEPT_EVERY:
+            update = replace(update, scale=0.0)
+        return apply(self, update, push_id=push_id, slot=slot)
+
+    SharedParameters.apply = apply_few  # type: ignore[method-assign]

@@ -1,0 +1,66 @@
+"""The training that the drills disturb, and how it must end all the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import psutil
+
+from cluster.harness import Cluster, wait_until
+
+TRAIN, EPOCHS = 1442, 3
+SETTINGS = {
+    "model__name": "resnet18",
+    "model__stem": "stock",
+    "train__epochs": EPOCHS,
+    "train__batch_size": 16,
+    "exchange__local_steps": 1,
+    "evaluation__every_epochs": 0.5,
+    "evaluation__recalibration_images": 128,
+    "checkpoint__every_s": 2,
+    "ledger__lease_s": 15,
+}
+"""A push of 11 MB after every step, and much of it: most of the time something is on its way."""
+
+
+def paced(step_s: float) -> tuple[str, ...]:
+    """Return the entry of a ``minga`` whose steps take no less: runs last, processors idle."""
+    return ("-m", "lanbench.paced", str(step_s))
+
+
+STEP_S = 0.5
+
+Faulty = Callable[..., None]
+
+
+def start(lan: Cluster, *ranks: int) -> None:
+    """Start the ps and these workers."""
+    lan.start_ps(world_size=1 + len(ranks))
+    for rank in ranks:
+        lan.start_worker(rank)
+
+
+def died(lan: Cluster, process: str, name: str) -> None:
+    """Wait until a process has killed itself at this point."""
+    started = lan.processes[process]
+    wait_until(lambda: started.poll() is not None, f"{name} to strike", timeout_s=200)
+    assert started.returncode == -signal.SIGKILL, lan.log(process)
+
+
+def sessions(lan: Cluster) -> list[psutil.Process]:
+    """Return the ps's session processes: the fork server's children."""
+    ps = psutil.Process(lan.processes["ps"].pid)
+    return [session for server in ps.children() for session in server.children()]
+
+
+def complete(
+    lan: Cluster, *workers: int, samples: int = TRAIN, epochs: int = EPOCHS, seed: int = 0
+) -> None:
+    """Wait for everybody's end; audit what counted."""
+    assert lan.finish("ps", 300) == 0, lan.log("ps")
+    for rank in workers:
+        assert lan.finish(f"worker{rank}") == 0, lan.log(f"worker{rank}")
+    found = lan.audit(samples, epochs, seed)
+    assert found.exact, found.problems
+    assert lan.summary()["samples"] == epochs * samples
