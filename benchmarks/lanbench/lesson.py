@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ class Lesson:
         epochs: over it.
         seed: of weights and order.
         every_epochs: between two validations.
+        enough: accuracy with which the lesson is over before its end.
     """
 
     data: str
     epochs: int
     seed: int = 0
     every_epochs: float = 0.25
+    enough: float = 1.1
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,16 @@ def by_minga(
             runs = f"--runs={there.folder / f'worker{rank}'}"
             words = (step_s, "worker", *where, "--device=cpu", runs)
             there.start(rank, "lanbench.paced", *words, MINGA_TOKEN=str(identity.secret))
-        finish(there)
-        (path,) = (there.folder / "runs").glob("*/events.jsonl")
-        events = [*whole_lines(path)]
+
+        def events_so_far() -> list[dict[str, Any]]:
+            return [
+                event
+                for path in (there.folder / "runs").glob("*/events.jsonl")
+                for event in whole_lines(path)
+            ]
+
+        finish(there, lambda: reached(events_so_far(), lesson.enough))
+        events = events_so_far()
     old = [each for each in events if (each["kind"], each.get("reason")) == ("refused", "too old")]
     assert not old, "no PC is refused for being as slow as it is"
     joins = [seconds_of(each["time"]) for each in events if each["kind"] == "worker_join"]
@@ -123,16 +133,28 @@ def by_ddp(lesson: Lesson, steps_s: tuple[float, ...], rate_bits: float) -> list
         for rank, step_s in enumerate(steps_s):
             words = (there.pcs[0].address, rank, world, step_s, json.dumps(asdict(lesson)))
             there.start(rank, "lanbench.ddp_training", *words)
-        finish(there)
-        return [Point(**line) for line in whole_lines(there.log(0))]
+        log = there.log(0)
+        finish(there, lambda: reached(whole_lines(log), lesson.enough))
+        return [Point(**line) for line in whole_lines(log)]
 
 
-def finish(there: Place) -> None:
-    """Return when every process has ended well. Raises RuntimeError otherwise, or after 30 min."""
+def reached(lines: Iterable[dict[str, Any]], accuracy: float) -> bool:
+    """Whether a validation found this accuracy."""
+    return any(line.get("accuracy", 0.0) >= accuracy for line in lines)
+
+
+def finish(there: Place, enough: Callable[[], bool]) -> None:
+    """Return when every process has ended well, or it is enough.
+
+    Raises:
+        RuntimeError: a process failed, or goes on for more than 30 min.
+    """
     deadline = time.monotonic() + _LIMIT_S
     for number, pc in enumerate(there.pcs):
         for process in pc.processes:
             while process.poll() is None:
+                if enough():
+                    return
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{pc.name} goes on for ever")
                 time.sleep(_LOOK_S)

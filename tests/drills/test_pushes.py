@@ -52,12 +52,12 @@ def test_pushes_again_old_and_late_leave_the_weights_as_they_would_be(
     assert not same(plain, credulous)
 
 
-@pytest.mark.parametrize("lan", [{"ledger__lease_s": 1}], indirect=True)
+@pytest.mark.parametrize("lan", [{"ledger__lease_s": 3, "train__epochs": 2}], indirect=True)
 def test_of_pushes_that_arrive_twice_at_once_or_after_their_lease_each_counts_once(
     lan: Cluster, faulty: Faulty
 ) -> None:
     faulty(lambda: start(lan, 1, 2), mischief="beside,old,late")
-    complete(lan, 1, 2)
+    complete(lan, 1, 2, epochs=2)
     pushes = [event for event in lan.events() if event["kind"] == "push"]
     assert lan.summary()["version"] == len(pushes)
     assert any(event["kind"] == "lease_expired" for event in lan.events()), "some were too late"

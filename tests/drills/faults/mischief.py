@@ -1,7 +1,7 @@
 """What can happen to pushes on their way, done to them between worker and wire.
 
 ``beside``: each is sent twice at once. ``again``: each arrives once more after its answer.
-``old``: the one before arrives once more, after a newer one's answer. ``late``: every eighth takes
+``old``: the one before arrives once more, after a newer one's answer. ``late``: every twelfth takes
 LATE_S longer. Controls: ``taken``, the ps takes whatever comes; ``lost``, three of four pushes are
 answered and counted, and change nothing.
 """
@@ -12,8 +12,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-LATE_S = 3.0
-_LATE_EVERY, _KEPT_EVERY = 8, 4
+LATE_S = 5.0
+_LATE_EVERY, _KEPT_EVERY = 12, 4
 
 
 def install(names: str) -> None:
