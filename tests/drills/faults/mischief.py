@@ -2,7 +2,7 @@
 
 ``beside``: each is sent twice at once. ``again``: each arrives once more after its answer.
 ``old``: the one before arrives once more, after a newer one's answer. ``late``: every twelfth takes
-LATE_S longer. Controls: ``taken``, the ps takes whatever comes; ``lost``, three of four pushes are
+LATE_S longer. Controls: ``taken``, the ps takes whatever comes; ``lost``, fifteen of sixteen are
 answered and counted, and change nothing.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 LATE_S = 5.0
-_LATE_EVERY, _KEPT_EVERY = 12, 4
+_LATE_EVERY, _KEPT_EVERY = 12, 16
 
 
 def install(names: str) -> None:
