@@ -31,7 +31,8 @@ def ssh_problem(pc: str, asked: Mapping[str, Any]) -> Problem | None:
         detail = "its host key is unknown here, and your settings want it known"
         return detail, HERE, f"ssh{port} {who} true   # compare the key, then say yes"
     if "Permission denied" in said or "Too many authentication failures" in said:
-        return "it refuses this PC's key", HERE, f"ssh-copy-id{port} {who}"
+        key = f" -i {asked['key']}" if asked.get("key") else ""
+        return "it refuses this PC's key", HERE, f"ssh-copy-id{key}{port} {who}"
     if "Could not resolve" in said or "Name or service not known" in said:
         return f"nobody knows the name {address}", HERE, f"getent hosts {address}"
     if "Connection refused" in said:
