@@ -21,7 +21,7 @@ FACTS: dict[str, Any] = {
     "late_s": 1.2,
     "machine": "x86_64",
     "root": True,
-    "system": {"names": ["debian"], "title": "Debian 13"},
+    "system": {"names": ["debian"], "version": "13", "title": "Debian 13"},
     "docker": {
         "there": True,
         "version": "26.1.5+dfsg1",
@@ -186,17 +186,28 @@ def test_a_wrong_clock_is_a_warning(late_s: float, state: str) -> None:
     assert _one("clock", facts__late_s=-90.0)[1] == "90 s behind this PC's clock"
 
 
-def test_docker_and_compose_must_be_there_and_new_enough() -> None:
-    state, detail, on, fix = _one("docker", facts__docker__there=False)
-    assert (state, detail, on) == ("FAIL", "no Docker engine (Debian 13)", "pc2")
-    assert fix.endswith("sudo apt-get install -y docker.io docker-cli docker-compose")
+def test_docker_and_compose_must_be_new_enough_and_deploy_installs_what_is_not_there() -> None:
+    told = ("WARN", "no Docker engine on this Debian 13: deploy installs it", HERE, "make deploy")
+    assert _one("docker", facts__docker__there=False) == told
+    assert "compose" not in _rows(facts__docker__there=False)
     off = _one("docker", facts__docker__version="", facts__docker__error="Cannot connect")
     assert off[3] == "sudo systemctl enable --now docker"
     assert _one("docker", facts__docker__version="19.03.8")[0] == "FAIL"
     assert _one("docker", facts__docker__version="20.10.24+dfsg1")[0] == "PASS"
-    for version, state in (("2.18.0", "PASS"), ("v2.29", "PASS"), ("2.17.9", "FAIL"), ("", "FAIL")):
+    for version, state in (("2.18.0", "PASS"), ("v2.29", "PASS"), ("2.17.9", "FAIL"), ("", "WARN")):
         assert _one("compose", facts__docker__compose=version)[0] == state
-    assert "compose" not in _rows(facts__docker__there=False)
+
+
+def test_a_system_that_deploy_cannot_serve_has_a_command_of_its_own() -> None:
+    arch = {"names": ["arch"], "version": "", "title": "Arch Linux"}
+    state, _, on, fix = _one("docker", facts__docker__there=False, facts__system=arch)
+    assert (state, on) == ("FAIL", "pc2")
+    assert fix.startswith("sudo pacman -S --noconfirm docker docker-compose")
+    old = {"names": ["debian"], "version": "12", "title": "Debian 12"}
+    state, detail, _, fix = _one("compose", facts__docker__compose="", facts__system=old)
+    assert state == "FAIL"
+    assert "Debian 12 brings none that is new enough" in detail
+    assert fix.startswith("sudo apt-get install -y docker-compose-plugin")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,7 @@ def test_docker_and_compose_must_be_there_and_new_enough() -> None:
 )
 def test_the_command_is_the_distributions_own(names: list[str], word: str) -> None:
     assert word in docker_command(names)
-    assert compose_command(names)
+    assert compose_command({"names": names, "version": "13"})
 
 
 # -- the card

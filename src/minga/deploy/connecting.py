@@ -58,7 +58,7 @@ def sudo_problem(pc: str, asked: Mapping[str, Any]) -> Problem:
         return f"{user} may not use sudo", pc, f"su -c '/usr/sbin/usermod -aG sudo {user}'"
     if re.search("password", said, flags=re.IGNORECASE):
         rule = f"echo '{user} ALL=(ALL) NOPASSWD: ALL' | sudo tee /etc/sudoers.d/minga"
-        return "sudo asks for a password", pc, rule
+        return "sudo asks for a password: give one (ASK_PASS=1), or let it not ask", pc, rule
     return f"it cannot be asked: {said[-300:]}", HERE, "make check"
 
 

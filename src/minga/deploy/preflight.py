@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from minga.deploy.connecting import HERE, ssh_problem, sudo_problem
 from minga.deploy.layers import missing_layers
-from minga.deploy.packages import compose_command, docker_command
+from minga.deploy.packages import by_deploy, compose_command, docker_command
 
 State = Literal["PASS", "WARN", "FAIL"]
 Facts = Mapping[str, Any]
@@ -189,27 +189,35 @@ def _clock(pc: str, facts: Facts) -> Row:
 
 
 def _docker(pc: str, facts: Facts) -> Iterator[Row]:
-    docker, names = facts["docker"], facts["system"]["names"]
+    """Yield engine and Compose: deploy installs what is not there, and replaces nothing."""
+    docker, system = facts["docker"], facts["system"]
     if not docker["there"]:
-        detail = f"no Docker engine ({facts['system']['title']})"
-        yield Row(pc, "docker", "FAIL", detail, pc, docker_command(names))
+        yield _absent(pc, "docker", "no Docker engine", system)
         return
     if not docker["version"]:
         start = "sudo systemctl enable --now docker"
         yield Row(pc, "docker", "FAIL", f"no engine answers: {docker['error']}", pc, start)
         return
-    version = numbers(docker["version"])
-    if version < MIN_DOCKER:
-        detail = f"Docker {docker['version']}: {'.'.join(map(str, MIN_DOCKER))} or newer is needed"
-        yield Row(pc, "docker", "FAIL", detail, pc, docker_command(names))
-        return
-    yield Row(pc, "docker", "PASS", docker["version"])
-    if numbers(docker["compose"]) >= MIN_COMPOSE:
-        yield Row(pc, "compose", "PASS", docker["compose"])
-        return
-    there = f"Compose {docker['compose']}" if docker["compose"] else "no Compose"
-    detail = f"{there}: {'.'.join(map(str, MIN_COMPOSE))} or newer is needed"
-    yield Row(pc, "compose", "FAIL", detail, pc, compose_command(names))
+    for check, version, least, command in (
+        ("docker", docker["version"], MIN_DOCKER, docker_command(system["names"])),
+        ("compose", docker["compose"], MIN_COMPOSE, compose_command(system)),
+    ):
+        if not version:
+            yield _absent(pc, check, "no Docker Compose", system)
+        elif numbers(version) >= least:
+            yield Row(pc, check, "PASS", version)
+        else:
+            detail = f"{version}: {'.'.join(map(str, least))} or newer is needed"
+            yield Row(pc, check, "FAIL", detail, pc, command)
+
+
+def _absent(pc: str, check: str, what: str, system: Facts) -> Row:
+    if by_deploy(system):
+        detail = f"{what} on this {system['title']}: deploy installs it"
+        return Row(pc, check, "WARN", detail, HERE, "make deploy")
+    command = docker_command(system["names"]) if check == "docker" else compose_command(system)
+    detail = f"{what}, and {system['title']} brings none that is new enough"
+    return Row(pc, check, "FAIL", detail, pc, command)
 
 
 def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts) -> Row:

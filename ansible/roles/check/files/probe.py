@@ -83,28 +83,28 @@ def facts(asked):
 
 
 def system():
-    """Return the distribution's names and version."""
-    lines = re.findall(r'^(ID|ID_LIKE|PRETTY_NAME)="?(.*?)"?$', text_of("/etc/os-release"), re.M)
+    """Return the distribution's names, version and title."""
+    lines = re.findall(r'^([A-Z_]+)="?(.*?)"?$', text_of("/etc/os-release"), re.M)
     found = dict(lines)
     return {
         "names": [found.get("ID", ""), *found.get("ID_LIKE", "").split()],
+        "version": found.get("VERSION_ID", ""),
         "title": found.get("PRETTY_NAME", "an unknown system"),
     }
 
 
 def docker_facts():
     """Return what the engine says, or its last words; and the layers of minga's images."""
-    found = {"there": shutil.which("docker") is not None, "version": "", "error": "", "folder": ""}
+    found = {"there": shutil.which("dockerd") is not None, "version": "", "error": "", "folder": ""}
     found.update(runtimes=[], images=[], compose="")
-    if not found["there"]:
-        return found
     _, said, found["error"] = run("docker", "info", "--format", "{{json .}}")
     try:
         info = json.loads(said)
     except ValueError:
         info = {}
     if info.get("ServerVersion"):
-        found.update(version=info["ServerVersion"], error="", folder=info.get("DockerRootDir", ""))
+        found.update(there=True, version=info["ServerVersion"], error="")
+        found.update(folder=info.get("DockerRootDir", ""))
         found.update(runtimes=sorted(info.get("Runtimes") or ()), images=image_layers())
     elif info.get("ServerErrors"):
         found["error"] = info["ServerErrors"][0]
