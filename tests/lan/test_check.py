@@ -27,6 +27,12 @@ _LIST = (
     "find / -xdev \\( -path /tmp -o -path /var/log -o -path /run \\) -prune"
     " -o -printf '%p %s %m %C@\\n' | sort"
 )
+_OLD_COMPOSE = """#!/bin/sh
+case $1 in
+  docker-cli-plugin-metadata) echo '{"SchemaVersion": "0.1.0", "Vendor": "x", "Version": "2.17"}' ;;
+  *) echo 2.17.3 ;;
+esac
+"""
 _HOLD = f"nohup python3 -m http.server {PORT} >/dev/null 2>&1 </dev/null & echo $!"
 
 
@@ -138,16 +144,44 @@ def test_a_slow_line_and_a_firewall_are_seen(project: Deployment, lan: VirtualLa
     assert "shut by ufw there; deploy opens it" in rows["pc2"]["ps"]["detail"]
     assert rows["pc2"]["ps"]["state"] == "WARN"
 
-    lan.ps.sudo(
-        "nft add table inet lab && nft add chain inet lab in '{type filter hook input priority 0;}'"
-        f" && nft add rule inet lab in tcp dport {PORT} drop"
-    )
+    lan.ps.sudo(f"iptables -A INPUT -p tcp --dport {PORT} -j DROP")
     try:
-        rows = project.checked("LIMIT=pc2", expected=2)
+        rows = project.checked(expected=2)
+        assert "does not answer (timed out)" in rows["pc2"]["ps"]["detail"]
+        assert rows["pc2"]["ps"]["on"] == "pc1"
+        assert states(rows["pc2"], "FAIL") == states(rows["bare"], "FAIL") == {"ps"}
+        lan.ps.run(rows["pc2"]["ps"]["fix"])
+        rows = project.checked(expected=2)
+        assert states(rows["pc2"], "FAIL") == set()
+        assert states(rows["bare"], "FAIL") == {"ps"}, "control: it was not that one's command"
     finally:
-        lan.ps.sudo("nft delete table inet lab")
-    assert "does not answer (timed out)" in rows["pc2"]["ps"]["detail"]
-    assert states(rows["pc2"], "FAIL") == {"ps"}
+        lan.ps.sudo("iptables -F INPUT")
+
+
+def test_minga_s_own_ps_may_hold_the_port_and_another_container_may_not(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    lan.ps.sudo("tar -c -T /dev/null | docker import - empty:1")
+    run = (
+        "docker run --rm --detach --network host -v /usr:/usr -v /lib:/lib -v /lib64:/lib64 --name"
+    )
+    serve = f"empty:1 /usr/bin/python3 -m http.server {PORT}"
+
+    def listens() -> bool:
+        return PORT in {each.port for each in lan.ps.listening()}
+
+    lan.ps.sudo(f"{run} minga-ps {serve}")
+    wait_for("it to listen", listens, 20)
+    rows = project.checked()
+    assert "held by minga's ps" in rows["pc1"][f"port {PORT}"]["detail"]
+    assert rows["pc2"]["ps"]["state"] == "PASS"
+    assert "bandwidth" not in rows["pc2"], "a ps is not measured with"
+    lan.ps.sudo(f"docker stop --time 1 minga-ps; {run} web {serve}")
+    wait_for("it to listen", listens, 20)
+    fix = project.checked("LIMIT=pc1", expected=2)["pc1"][f"port {PORT}"]["fix"]
+    assert fix == "sudo docker container stop web"
+    lan.ps.run(fix)
+    assert project.checked("LIMIT=pc1")["pc1"][f"port {PORT}"]["detail"] == "free"
 
 
 def test_who_cannot_be_asked_is_told_why(
@@ -186,11 +220,15 @@ def test_who_cannot_be_asked_is_told_why(
 def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     project: Deployment, lan: VirtualLan
 ) -> None:
-    """A card with an old driver, an image for other processors, too little disk, a taken port."""
+    """An old driver, an image for other processors, too little disk, a taken port, old Compose."""
     lan.pcs["pc2"].sudo(
         "printf '#!/bin/sh\\necho Some Card, 535.1, 6.1\\n' > /usr/local/bin/nvidia-smi"
         " && chmod 755 /usr/local/bin/nvidia-smi"
     )
+    plugins = lan.pcs["bare"].file("/usr/local/lib/docker/cli-plugins")
+    plugins.mkdir(parents=True)
+    (plugins / "docker-compose").write_text(_OLD_COMPOSE)
+    (plugins / "docker-compose").chmod(0o755)
     image = project.folder / "build" / "image"
     (image / "layers").mkdir(parents=True)
     (image / "current.json").write_text(json.dumps({"layers": ["sha256:aa"], "tag": "minga:x"}))
@@ -205,8 +243,10 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert f"on pc1: sudo kill {pid}" in told
     assert "here: cuda=cu126 # after pc2 in the inventory" in told
     assert {"disk", "architecture", "gpu"} <= states(rows["pc2"], "FAIL")
+    assert rows["bare"]["compose"]["detail"] == "2.17.3: 2.18 or newer is needed"
     assert on_disk(lan) == before
 
+    (plugins / "docker-compose").unlink()
     (image / "layers" / f"aa-{10**15}.zst").rename(image / "layers" / "aa-1000.zst")
     (image / "config.json").write_text('{"architecture": "amd64"}')
     with edited(project.folder / "lan.ini", ("10.77.0.12", "10.77.0.12 cuda=cu126")):

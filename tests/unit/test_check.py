@@ -16,7 +16,7 @@ from support import ROOT
 DATA = {"files": 10, "size_bytes": 3 * 10**9, "digest": "d"}
 DISK = {"folder": "/var/lib", "free_bytes": 20 * 10**9, "device": 1}
 CARD = {"name": "Some Card", "driver": "580.65.06", "capability": "8.6"}
-HOLDER = {"pid": 7, "name": "nc", "command": "nc -l 30005", "minga": False}
+HOLDER = {"pid": 7, "name": "nc", "command": "nc -l 30005", "container": "", "unit": ""}
 FACTS: dict[str, Any] = {
     "late_s": 1.2,
     "machine": "x86_64",
@@ -284,8 +284,12 @@ def test_numbers_reads_the_beginning_of_a_version() -> None:
 def test_the_port_may_be_free_or_minga_s_but_nobody_elses() -> None:
     ps = {"roles": ["ps"]}
     assert _one("port 30005", **ps)[1] == "free"
-    ours = {**HOLDER, "minga": True}
+    ours = {**HOLDER, "container": "minga-ps"}
     assert _one("port 30005", **ps, facts__holder=ours)[0] == "PASS"
+    other = {**HOLDER, "container": "web"}
+    assert _one("port 30005", **ps, facts__holder=other)[3] == "sudo docker container stop web"
+    unit = {**HOLDER, "unit": "nc.service"}
+    assert _one("port 30005", **ps, facts__holder=unit)[3] == "sudo systemctl stop nc.service"
     told = ("FAIL", "held by nc (pid 7: nc -l 30005)", "pc2", "sudo kill 7")
     assert _one("port 30005", **ps, facts__holder=HOLDER) == told
     assert _one("port 30005", **ps, heard={"holder": HOLDER}) == told
@@ -296,6 +300,7 @@ def test_the_port_may_be_free_or_minga_s_but_nobody_elses() -> None:
     ("ps", "state", "on", "fix"),
     [
         ({}, "FAIL", "pc1", "sudo iptables -I INPUT -p tcp -s 10.0.0.2 --dport 30005 -j ACCEPT"),
+        ({"firewall": "iptables"}, "FAIL", "pc1", "sudo iptables -I INPUT -p tcp -s 10.0.0.2"),
         ({"firewall": "ufw"}, "WARN", HERE, "make deploy"),
         ({"firewall": "ufw", "guard": ["10.0.0.9"]}, "WARN", HERE, "make deploy"),
         ({"guard": ["10.0.0.2"], "firewall": "ufw"}, "FAIL", "pc1", "sudo ufw allow from 10.0.0.2"),
@@ -308,6 +313,11 @@ def test_a_ps_that_does_not_answer_is_deploys_affair_or_the_owners(
     row = _rows(ps={**FACTS, **ps}, dial__state="silent", dial__error="timed out")["ps"]
     assert (row.state, row.on) == (state, on)
     assert row.fix.startswith(fix)
+
+
+def test_a_ps_that_was_not_asked_is_to_be_asked_too() -> None:
+    row = _rows(ps={}, dial__state="silent")["ps"]
+    assert (row.state, row.fix) == ("FAIL", "make check LIMIT=pc1,pc2")
 
 
 def test_another_pc_at_the_ps_s_address_fails() -> None:

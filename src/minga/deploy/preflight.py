@@ -23,6 +23,8 @@ CLOCK_S = 30.0
 SLOW_MBIT_PER_S = 50.0
 IMAGE_BYTES = 5_000_000_000
 """What stands for the image as long as none is built here."""
+BY_DEPLOY = ("ufw", "firewalld", "nftables")
+"""Firewalls in which deploy opens the port to the inventory's PCs."""
 MIN_PYTHON = (3, 8)
 MIN_DOCKER = (20, 10)
 MIN_COMPOSE = (2, 18)
@@ -270,14 +272,20 @@ def _port(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Ro
     holder = asked.get("heard", {}).get("holder") or facts["holder"]
     if holder is None:
         return Row(pc, check, "PASS", "free")
-    if holder["minga"]:
+    if holder["container"] == "minga-ps":
         return Row(pc, check, "PASS", f"held by minga's ps (pid {holder['pid']})")
     if not holder["pid"]:
         return Row(
             pc, check, "FAIL", "held by the kernel", pc, f"sudo ss -ltnp sport = :{wanted.port}"
         )
     detail = f"held by {holder['name']} (pid {holder['pid']}: {holder['command']})"
-    return Row(pc, check, "FAIL", detail, pc, f"sudo kill {holder['pid']}")
+    if holder["container"]:
+        fix = f"sudo docker container stop {holder['container']}"
+    elif holder["unit"]:
+        fix = f"sudo systemctl stop {holder['unit']}"
+    else:
+        fix = f"sudo kill {holder['pid']}"
+    return Row(pc, check, "FAIL", detail, pc, fix)
 
 
 def _line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Iterator[Row]:
@@ -315,11 +323,14 @@ def _no_line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ro
     if guard is not None and address not in guard:
         detail = f"{target} is shut to {address}: the ps was deployed without it"
         return Row(pc, "ps", "WARN", detail, HERE, "make deploy")
-    if guard is None and firewall:
+    if guard is None and firewall in BY_DEPLOY:
         detail = f"{target} is shut by {firewall} there; deploy opens it to the inventory's PCs"
         return Row(pc, "ps", "WARN", detail, HERE, "make deploy")
     said = f" ({dial['error']})" if dial["error"] else ""
     detail = f"{target} does not answer{said}: a firewall, or another network"
+    if not ps:
+        detail += f". With {wanted.ps} asked, too, this tells more"
+        return Row(pc, "ps", "FAIL", detail, HERE, f"make check LIMIT={wanted.ps},{pc}")
     opens = {
         "ufw": f"sudo ufw allow from {address} to any port {wanted.port} proto tcp",
         "firewalld": f"sudo firewall-cmd --permanent --add-port={wanted.port}/tcp"

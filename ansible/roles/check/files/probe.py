@@ -159,9 +159,28 @@ def firewall():
         return "ufw"
     if run("systemctl", "is-active", "firewalld.service")[0] == 0:
         return "firewalld"
-    if re.search(r"policy drop;", run("nft", "list", "ruleset")[1]):
-        return "nftables"
-    return ""
+    rc, said, _ = run("nft", "--json", "list", "ruleset")
+    return shutting(json.loads(said)["nftables"]) if rc == 0 and said else ""
+
+
+def shutting(ruleset):
+    """Return whose input chains may drop: nftables, where deploy can open them, or iptables."""
+    rules = [each["rule"] for each in ruleset if "rule" in each]
+    drops = {(rule["family"], rule["table"]) for rule in rules if may_drop(rule)}
+    found = set()
+    for chain in (each["chain"] for each in ruleset if "chain" in each):
+        table = (chain["family"], chain["table"])
+        if chain.get("hook") != "input" or table == ("inet", "minga"):
+            continue
+        if chain.get("policy") == "drop" or table in drops:
+            iptables = (chain["table"], chain["name"]) == ("filter", "INPUT")
+            found.add("iptables" if iptables else "nftables")
+    return max(found, default="")
+
+
+def may_drop(rule):
+    """Tell whether a rule shuts somebody out."""
+    return any(word in each for each in rule.get("expr", ()) for word in ("drop", "reject"))
 
 
 def guard():
@@ -184,11 +203,11 @@ def summary(folder):
     paths.sort()
     digest, size_bytes, every = hashlib.sha256(), 0, max(1, len(paths) // SAMPLED_FILES)
     for number, path in enumerate(paths):
-        of = os.stat(path).st_size
+        of = os.stat(path).st_size if os.path.exists(path) else 0  # else a link to nowhere
         size_bytes += of
         named = f"{os.path.relpath(path, folder)}\0{of}\n"
         digest.update(named.encode(errors="surrogateescape"))
-        if number % every == 0:
+        if of and number % every == 0:
             with open(path, "rb") as file:
                 digest.update(file.read(SAMPLED_BYTES))
     return {"files": len(paths), "size_bytes": size_bytes, "digest": digest.hexdigest()}
@@ -207,8 +226,10 @@ def holder(port):
         if wanted & set(open_files(pid)):
             words = text_of(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
             name = text_of(f"/proc/{pid}/comm").strip()
-            return {"pid": pid, "name": name, "command": words[:200], "minga": is_ours(pid)}
-    return {"pid": 0, "name": "", "command": "", "minga": False}
+            found = {"pid": pid, "name": name, "command": words[:200]}
+            found.update(keeper(pid, name, port))
+            return found
+    return {"pid": 0, "name": "", "command": "", "container": "", "unit": ""}
 
 
 def listening_inodes(port):
@@ -236,16 +257,21 @@ def open_files(pid):
             continue
 
 
-def is_ours(pid):
-    """Tell whether a process belongs to the container minga-ps."""
-    rc, said, _ = run("docker", "container", "inspect", "--format", "{{.State.Pid}}", "minga-ps")
-    first = int(said) if rc == 0 and said.isdigit() else 0
-    while first and pid > 1:
-        if pid == first:
-            return True
-        found = re.search(r"^PPid:\s*(\d+)", text_of(f"/proc/{pid}/status"), re.M)
-        pid = int(found.group(1)) if found else 0
-    return False
+def keeper(pid, name, port):
+    """Return the container or the system's service that a process belongs to, if any."""
+    groups = text_of(f"/proc/{pid}/cgroup")
+    container = re.search(r"[0-9a-f]{64}", groups)
+    words, form = (), "{{.Names}}"
+    if container:
+        words, form = ("container", "inspect", container.group()), "{{.Name}}"
+    elif name == "docker-proxy":
+        words = ("container", "ls", "--filter", f"publish={port}")
+    rc, said, _ = run("docker", *words, "--format", form) if words else (1, "", "")
+    unit = re.search(r"/system\.slice/(?:.*/)?([^/\n]+\.service)$", groups, re.M)
+    return {
+        "container": said.split("\n")[0].lstrip("/") if rc == 0 else "",
+        "unit": unit.group(1) if unit else "",
+    }
 
 
 # -- the line between worker and ps
