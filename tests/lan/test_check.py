@@ -255,6 +255,18 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert rows["pc2"]["gpu"]["fix"].startswith("sudo nvidia-ctk runtime configure")
 
 
+def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    lan.ps.power_off()
+    rows = project.checked("LIMIT=pc2")
+    assert rows["pc2"]["ps"]["state"] == "WARN"
+    assert "could not be asked" in rows["pc2"]["ps"]["detail"]
+    rows = project.checked(expected=2)
+    assert states(rows["pc1"], "FAIL") == {"ssh"}
+    assert states(rows["pc2"], "FAIL") == states(rows["bare"], "FAIL") == set()
+
+
 def _other_machine() -> str:
     assert os.uname().machine == "x86_64", "the PCs are this machine's kind"
     return "aarch64"
