@@ -181,6 +181,11 @@ def test_minga_s_own_ps_may_hold_the_port_and_another_container_may_not(
     fix = project.checked("LIMIT=pc1", expected=2)["pc1"][f"port {PORT}"]["fix"]
     assert fix == "sudo docker container stop web"
     lan.ps.run(fix)
+    lan.ps.sudo(f"systemd-run --unit web /usr/bin/python3 -m http.server {PORT}")
+    wait_for("it to listen", listens, 20)
+    fix = project.checked("LIMIT=pc1", expected=2)["pc1"][f"port {PORT}"]["fix"]
+    assert fix == "sudo systemctl stop web.service"
+    lan.ps.run(fix)
     assert project.checked("LIMIT=pc1")["pc1"][f"port {PORT}"]["detail"] == "free"
 
 

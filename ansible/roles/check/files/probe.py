@@ -267,10 +267,13 @@ def keeper(pid, name, port):
     elif name == "docker-proxy":
         words = ("container", "ls", "--filter", f"publish={port}")
     rc, said, _ = run("docker", *words, "--format", form) if words else (1, "", "")
-    unit = re.search(r"/system\.slice/(?:.*/)?([^/\n]+\.service)$", groups, re.M)
+    found = re.search(r"/system\.slice/(?:.*/)?([^/\n]+\.service)$", groups, re.M)
+    unit = found.group(1) if found else ""
+    # Not what merely was started from one: a command that came by SSH may belong to ssh.service.
+    main = run("systemctl", "show", "--property=MainPID", "--value", unit)[1] if unit else ""
     return {
         "container": said.split("\n")[0].lstrip("/") if rc == 0 else "",
-        "unit": unit.group(1) if unit else "",
+        "unit": unit if main == str(pid) else "",
     }
 
 
