@@ -77,11 +77,11 @@ A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
         ),
         (
             A + "b ansible_host=10.0.0.2\n[all:vars]\ncud=cpu\n",
-            "a: INVENTORY says cud, which minga does not know (cuda?)",
+            "a, b: INVENTORY says cud, which minga does not know (cuda?)",
         ),
         (
             A + "b ansible_host=10.0.0.2 cuda=cu12\n",
-            "b: cuda=cu12 in INVENTORY is no image of minga's. Write one of default, cu126, cpu",
+            "b: INVENTORY says cuda=cu12, which is no image of minga's. Write one of default, cu1",
         ),
         (
             A + "b ansible_host=10.0.0.2\n",
