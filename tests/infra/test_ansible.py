@@ -122,17 +122,22 @@ def test_a_right_inventory_passes_also_with_one_pc_in_both_groups_and_ipv6(tmp_p
     assert ended.returncode == 0, ended.stdout
 
 
-def test_every_known_variable_is_taken_and_a_name_counts_where_its_address_is_said(
-    tmp_path: Path,
+def test_every_known_variable_is_taken_and_data_of_its_own_need_none_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DATASET", str(tmp_path / "nowhere"))
     known = yaml.safe_load((ROOT / "ansible/roles/inventory/vars/main.yml").read_text())
     values = {"cuda": "cu126", "minga_address": "10.0.0.2", "minga_address6": "fd00::2"}
     said = [f"{name}={values.get(name, 1)}" for name in known["inventory_variables"]]
     path = tmp_path / "lan.ini"
     pc = f"b ansible_host=localhost ansible_port=2222 {' '.join(said)}"
     path.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\n{pc}\n")
-    ended = _play(path, ROOT / "ansible" / "inventory.yml")
+    needs_data = ("-e", "{inventory_needs_data: true}")
+    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
     assert ended.returncode == 0, ended.stdout
+    path.write_text(path.read_text().replace("data_folder=1", ""))
+    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
+    assert "There is no folder" in ended.stdout, "control: a PC that is to be sent them"
 
 
 # -- rendered files

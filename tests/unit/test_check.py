@@ -346,5 +346,21 @@ def test_minga_s_own_ps_is_reached_and_not_measured() -> None:
 def test_data_that_are_missing_or_differ_are_deploys_affair() -> None:
     assert _one("data", facts__data={"set": None})[::3] == ("WARN", "make deploy")
     other = {**DATA, "files": 9}
+    assert _one("data", facts__data={"set": None})[1] == "set is not there yet"
     assert "9 files there, 10 here" in _one("data", facts__data={"set": other})[1]
     assert _one("data", facts__data={"set": {**DATA, "digest": "e"}})[0] == "WARN"
+
+
+def test_data_that_a_pc_has_of_its_own_are_nobodys_affair_but_must_be_there() -> None:
+    own = {"data_folder": "/mnt/flowers"}
+    assert _one("data", **own)[0] == "PASS"
+    assert _one("data", **own, facts__data={"set": None})[::3] == ("FAIL", "ls /mnt")
+    assert _one("data", **own, facts__data={"set": {**DATA, "files": 9}})[::3] == ("WARN", "")
+    nothing_here = Wanted("x86_64", ps="pc1", data={"set": None})
+    assert _one("data", **own, wanted=nothing_here)[1] == (
+        "10 files in /mnt/flowers: there are none here"
+    )
+    assert "data" not in _rows(nothing_here)
+    free = {**DISK, "free_bytes": 9 * 10**9}
+    disks = {"facts__disks": {"docker": free, "minga": free}, "facts__data": {"set": None}}
+    assert (_one("disk", **disks)[0], _one("disk", **disks, **own)[0]) == ("FAIL", "PASS")

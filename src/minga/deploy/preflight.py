@@ -83,8 +83,8 @@ def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ite
 
     Args:
         pc: its name in the inventory.
-        asked: ``address, user, port, roles, cuda, device`` and the answers: ``ssh``, ``facts``,
-            ``heard`` (the ps's listener), ``dial``.
+        asked: ``address, user, port, key, roles, cuda, device, data_folder`` as the inventory has
+            them, and the answers: ``ssh``, ``facts``, ``heard`` (the ps's listener), ``dial``.
         wanted: what is to be deployed.
         ps: the ps's facts, empty if it gave none.
     """
@@ -110,7 +110,7 @@ def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ite
         yield _port(pc, asked, facts, wanted)
     if "worker" in asked["roles"]:
         yield from _line(pc, asked, wanted, ps)
-        yield from _data(pc, facts, wanted)
+        yield from _data(pc, asked, facts, wanted)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -144,7 +144,7 @@ def _machine(pc: str, facts: Facts, wanted: Wanted) -> Row:
 
 def _disk(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row:
     needs = {"docker": _image_bytes(facts, wanted), "minga": 0}
-    if "worker" in asked["roles"]:
+    if "worker" in asked["roles"] and not asked.get("data_folder"):
         needs["minga"] = sum(
             theirs["size_bytes"]
             for name, theirs in wanted.data.items()
@@ -340,17 +340,21 @@ def _no_line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ro
     return Row(pc, "ps", "FAIL", detail, wanted.ps, opens.get(firewall or "", plain))
 
 
-def _data(pc: str, facts: Facts, wanted: Wanted) -> Iterator[Row]:
+def _data(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Iterator[Row]:
+    """Yield whether the data are this PC's; deploy sends them, but not to a ``data_folder``."""
+    own = asked.get("data_folder")
     for name, ours in wanted.data.items():
         theirs = facts["data"].get(name)
-        if not ours:
-            continue
-        if theirs == ours:
+        if own and name in facts["data"] and not theirs:
+            detail = f"there is no folder {own}, which the inventory names as its data_folder"
+            yield Row(pc, "data", "FAIL", detail, pc, f"ls {own.rpartition('/')[0] or '/'}")
+        elif theirs and theirs == ours:
             yield Row(pc, "data", "PASS", f"{name}: {ours['files']:,} files, as here")
-        elif not theirs:
-            detail = f"{name} is not there yet"
-            yield Row(pc, "data", "WARN", detail, HERE, "make deploy")
-        else:
-            there = f"{theirs['files']:,} files there, {ours['files']:,} here"
-            detail = f"{name} differs from this PC's: {there}"
+        elif own and theirs:
+            there = f"{theirs['files']:,} files in {own}"
+            same = "not this PC's; all workers need the same" if ours else "there are none here"
+            yield Row(pc, "data", "WARN" if ours else "PASS", f"{there}: {same}")
+        elif ours:
+            counts = f"{theirs['files']:,} files there, {ours['files']:,} here" if theirs else ""
+            detail = f"{name} differs: {counts}" if theirs else f"{name} is not there yet"
             yield Row(pc, "data", "WARN", detail, HERE, "make deploy")
