@@ -258,6 +258,22 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
     assert rows["pc2"]["gpu"]["fix"].startswith("sudo nvidia-ctk runtime configure")
+    lan.pcs["pc2"].sudo("rm /usr/local/bin/nvidia-smi")
+
+
+def test_data_there_are_compared_with_those_here(project: Deployment, lan: VirtualLan) -> None:
+    pc, folder = lan.pcs["pc2"], f"/opt/minga/data/{project.data.name}"
+    pc.send(project.data, "")
+    pc.sudo(f"mkdir -p /opt/minga/data && mv ~lab/{project.data.name} {folder}")
+    row = project.checked("LIMIT=pc2")["pc2"]["data"]
+    assert row["state"] == "PASS"
+    pc.sudo(f"printf x | dd conv=notrunc bs=1 seek=9 of=$(find {folder} -type f | head -1)")
+    row = project.checked("LIMIT=pc2")["pc2"]["data"]
+    assert (row["state"], row["fix"]) == ("WARN", "make deploy"), "a byte is enough"
+    edit = ("10.77.0.12", "10.77.0.12 data_folder=/mnt/flowers")
+    with edited(project.folder / "lan.ini", edit):
+        row = project.checked("LIMIT=pc2", expected=2)["pc2"]["data"]
+    assert (row["state"], row["on"], row["fix"]) == ("FAIL", "pc2", "ls /mnt")
 
 
 def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
