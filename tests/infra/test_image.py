@@ -267,7 +267,7 @@ def _answers(**pc: object) -> dict[str, object]:
     facts = {"rc": 2, "msg": "Missing sudo password"}
     asked = {"address": "10.0.0.2", "user": "ana", "roles": ["worker"], "facts": facts, **pc}
     here = {"machine": "x86_64", "data": {}}
-    return {"port": "30005", "ps": "a", "here": here, "pcs": {"b": asked}}
+    return {"port": "30005", "ps": "a", "variants": ["default"], "here": here, "pcs": {"b": asked}}
 
 
 def test_the_check_shows_rows_and_commands_and_names_who_is_not_ready(

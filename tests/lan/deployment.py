@@ -40,7 +40,7 @@ Event = dict[str, Any]
 class Deployment:
     """The project as its user has it, an inventory of the LAN's PCs, and data to train on."""
 
-    def __init__(self, folder: Path, lan: VirtualLan, control: ControlDocker | None) -> None:
+    def __init__(self, folder: Path, lan: VirtualLan, control: ControlDocker) -> None:
         self.folder = copy_project(folder / "minga")
         self.lan = lan
         self.data = generate(
@@ -57,7 +57,7 @@ class Deployment:
         lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts, minga_threads="1")
         self._env = {
             **os.environ,
-            **(control.env if control else {}),
+            **control.env,
             "PYTHONPATH": str(self.folder / "src"),
             "ANSIBLE_NOCOLOR": "1",
             "COLUMNS": "200",
@@ -77,22 +77,6 @@ class Deployment:
         )
         assert ended.returncode == expected, ended.stdout[-6000:]
         return ended.stdout
-
-    def checked(self, *words: str, expected: int = 0) -> dict[str, dict[str, Any]]:
-        """Run ``make check JSON=1``; return its rows by PC and check."""
-        ended = subprocess.run(
-            ["make", "check", "JSON=1", *words, "INVENTORY=lan.ini"],
-            cwd=self.folder,
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=MAKE_S,
-            check=False,
-        )
-        assert (ended.returncode, ended.stdout != "") == (expected, True), ended.stderr[-6000:]
-        found = json.loads(ended.stdout)
-        assert found["ok"] == (expected == 0)
-        return {pc: {row["check"]: row for row in rows} for pc, rows in found["pcs"].items()}
 
     def timed(self, *words: str) -> tuple[float, int, str]:
         """Run a make verb; return its seconds, the bytes that came to all PCs, its words."""

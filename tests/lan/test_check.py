@@ -9,10 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from lan.deployment import PORT, Deployment
+from lan.checking import PORT, Project, states
 from lan.pc import KNOWN_HOSTS, PcSpec, VirtualPc
 from lan.shell import sh, wait_for
 from lan.virtual import VirtualLan
@@ -37,13 +36,8 @@ _HOLD = f"nohup python3 -m http.server {PORT} >/dev/null 2>&1 </dev/null & echo 
 
 
 @pytest.fixture(scope="module")
-def project(lan: VirtualLan, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    return Deployment(tmp_path_factory.mktemp("control"), lan, None)
-
-
-def states(rows: dict[str, Any], wanted: str) -> set[str]:
-    """Return the checks of a PC with this state."""
-    return {check for check, row in rows.items() if row["state"] == wanted}
+def project(lan: VirtualLan, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("control"), lan)
 
 
 @contextmanager
@@ -78,11 +72,10 @@ def on_disk(lan: VirtualLan) -> dict[str, str]:
 
 
 def test_each_pc_is_told_what_it_lacks_and_nothing_changes(
-    project: Deployment, lan: VirtualLan
+    project: Project, lan: VirtualLan
 ) -> None:
     before = on_disk(lan)
-    inventory = project.folder / "lan.ini"
-    with held_port(lan.ps) as pid, edited(inventory, ("\n\n[all", f"\n{AWAY}\n\n[all")):
+    with held_port(lan.ps) as pid, edited(project.inventory, ("\n\n[all", f"\n{AWAY}\n\n[all")):
         rows = project.checked(expected=2)
         said = project.make("check", "LIMIT=pc1,away", expected=2)
     assert states(rows["pc1"], "FAIL") == {f"port {PORT}"}
@@ -106,7 +99,7 @@ def test_each_pc_is_told_what_it_lacks_and_nothing_changes(
 
 
 def test_the_printed_commands_mend_it_and_the_line_to_the_ps_is_tried(
-    project: Deployment, lan: VirtualLan
+    project: Project, lan: VirtualLan
 ) -> None:
     with held_port(lan.ps):
         rows = project.checked(expected=2)
@@ -121,7 +114,7 @@ def test_the_printed_commands_mend_it_and_the_line_to_the_ps_is_tried(
     assert PORT not in {each.port for each in lan.ps.listening()}, "the listener has ended"
 
 
-def test_a_slow_line_and_a_firewall_are_seen(project: Deployment, lan: VirtualLan) -> None:
+def test_a_slow_line_and_a_firewall_are_seen(project: Project, lan: VirtualLan) -> None:
     plug = lan.pcs["pc2"].plug
     shape = ("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "burst", "32kb")
     plug.exec(*shape, "latency", "50ms", "rate", "20mbit")
@@ -159,7 +152,7 @@ def test_a_slow_line_and_a_firewall_are_seen(project: Deployment, lan: VirtualLa
 
 
 def test_minga_s_own_ps_may_hold_the_port_and_another_container_may_not(
-    project: Deployment, lan: VirtualLan
+    project: Project, lan: VirtualLan
 ) -> None:
     lan.ps.sudo("tar -c -T /dev/null | docker import - empty:1")
     run = (
@@ -189,9 +182,7 @@ def test_minga_s_own_ps_may_hold_the_port_and_another_container_may_not(
     assert project.checked("LIMIT=pc1")["pc1"][f"port {PORT}"]["detail"] == "free"
 
 
-def test_who_cannot_be_asked_is_told_why(
-    project: Deployment, lan: VirtualLan, tmp_path: Path
-) -> None:
+def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_path: Path) -> None:
     """A wrong key, a host key that is another PC's, a sudo with a password."""
     known, other = tmp_path / "known_hosts", tmp_path / "key"
     sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other))
@@ -209,7 +200,7 @@ def test_who_cannot_be_asked_is_told_why(
             f"ansible_host=10.77.0.13 ansible_ssh_private_key_file={other}",
         ),
     )
-    with edited(project.folder / "lan.ini", *edits):
+    with edited(project.inventory, *edits):
         with edited(sudoers, ("NOPASSWD: ", "")):
             rows = project.checked(expected=2)
         assert "host key is not the one" in rows["pc2"]["ssh"]["detail"]
@@ -223,7 +214,7 @@ def test_who_cannot_be_asked_is_told_why(
 
 
 def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
-    project: Deployment, lan: VirtualLan
+    project: Project, lan: VirtualLan
 ) -> None:
     """An old driver, an image for other processors, too little disk, a taken port, old Compose."""
     lan.pcs["pc2"].sudo(
@@ -246,7 +237,7 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert f"pc1 (10.77.0.11): x86_64, but the image is built for {_other_machine()}" in told
     assert "2000000.0 GB are needed" in told
     assert f"on pc1: sudo kill {pid}" in told
-    assert "here: cuda=cu126 # after pc2 in the inventory" in told
+    assert "here: device=cpu # after pc2 in the inventory" in told
     assert {"disk", "architecture", "gpu"} <= states(rows["pc2"], "FAIL")
     assert rows["bare"]["compose"]["detail"] == "2.17.3: 2.18 or newer is needed"
     assert on_disk(lan) == before
@@ -254,14 +245,14 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     (plugins / "docker-compose").unlink()
     (image / "layers" / f"aa-{10**15}.zst").rename(image / "layers" / "aa-1000.zst")
     (image / "config.json").write_text('{"architecture": "amd64"}')
-    with edited(project.folder / "lan.ini", ("10.77.0.12", "10.77.0.12 cuda=cu126")):
+    with edited(project.inventory, ("10.77.0.12", "10.77.0.12 device=cpu")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
-    assert rows["pc2"]["gpu"]["fix"].startswith("sudo nvidia-ctk runtime configure")
+    assert "left alone" in rows["pc2"]["gpu"]["detail"]
     lan.pcs["pc2"].sudo("rm /usr/local/bin/nvidia-smi")
 
 
-def test_data_there_are_compared_with_those_here(project: Deployment, lan: VirtualLan) -> None:
+def test_data_there_are_compared_with_those_here(project: Project, lan: VirtualLan) -> None:
     pc, folder = lan.pcs["pc2"], f"/opt/minga/data/{project.data.name}"
     pc.send(project.data, "")
     pc.sudo(f"mkdir -p /opt/minga/data && mv ~lab/{project.data.name} {folder}")
@@ -271,13 +262,13 @@ def test_data_there_are_compared_with_those_here(project: Deployment, lan: Virtu
     row = project.checked("LIMIT=pc2")["pc2"]["data"]
     assert (row["state"], row["fix"]) == ("WARN", "make deploy"), "a byte is enough"
     edit = ("10.77.0.12", "10.77.0.12 data_folder=/mnt/flowers")
-    with edited(project.folder / "lan.ini", edit):
+    with edited(project.inventory, edit):
         row = project.checked("LIMIT=pc2", expected=2)["pc2"]["data"]
     assert (row["state"], row["on"], row["fix"]) == ("FAIL", "pc2", "ls /mnt")
 
 
 def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
-    project: Deployment, lan: VirtualLan
+    project: Project, lan: VirtualLan
 ) -> None:
     lan.ps.power_off()
     rows = project.checked("LIMIT=pc2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,7 +247,7 @@ def test_the_image_must_suit_driver_and_card_or_the_row_names_one_that_does(
     card: dict[str, str], would: str
 ) -> None:
     gpu = _card(**card)
-    assert suitable(gpu["cards"]) == would
+    assert suitable(gpu["cards"], tuple(VARIANTS)) == would
     state, _, on, fix = _one("gpu", facts__gpu=gpu)
     if would == "default":
         assert (state, on, fix) == ("PASS", "", "")
@@ -254,6 +255,14 @@ def test_the_image_must_suit_driver_and_card_or_the_row_names_one_that_does(
         assert (state, on) == ("FAIL", HERE)
         assert fix == f"cuda={would}   # after pc2 in the inventory"
     assert _one("gpu", facts__gpu=gpu, cuda=would)[0] == "PASS"
+
+
+def test_without_an_image_for_the_card_it_is_to_be_left_alone() -> None:
+    gpu, only = _card(driver="550.163.01"), replace(WANTED, variants=("default",))
+    state, detail, _, fix = _one("gpu", facts__gpu=gpu, wanted=only)
+    assert (state, fix) == ("FAIL", "device=cpu   # after pc2 in the inventory")
+    assert detail.endswith("cuda=default needs driver 580 or newer")
+    assert _one("gpu", facts__gpu=gpu, wanted=only, device="cpu")[0] == "PASS"
 
 
 def test_a_card_without_a_driver_or_without_docker_is_a_warning() -> None:

@@ -124,6 +124,7 @@ def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
     """Return what is to be deployed: the image as it was built last, the data of this PC."""
     here = answers["here"]
     basis = {"port": int(answers["port"]), "ps": answers["ps"], "data": here["data"]}
+    basis["variants"] = answers["variants"]
     if not CURRENT.exists():
         return Wanted(machine=here["machine"], **basis)
     pieces = (path.stem.partition("-") for path in (staged / "layers").glob("*.zst"))

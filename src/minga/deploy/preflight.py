@@ -50,7 +50,7 @@ VARIANTS: Mapping[str, Variant | None] = {
     "cu126": Variant(525, (5, 0), (9, 0)),
     "cpu": None,
 }
-"""The values of the inventory's ``cuda=``."""
+"""The values of the inventory's ``cuda=``, as far as there are such images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Wanted:
     layers: Sequence[str] = ()
     layer_bytes: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    variants: Sequence[str] = tuple(VARIANTS)
 
 
 def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Iterator[Row]:
@@ -105,7 +106,7 @@ def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ite
     yield _disk(pc, asked, facts, wanted)
     yield _clock(pc, facts)
     yield from _docker(pc, facts)
-    yield _gpu(pc, asked, facts)
+    yield _gpu(pc, asked, facts, wanted)
     if "ps" in asked["roles"]:
         yield _port(pc, asked, facts, wanted)
     if "worker" in asked["roles"]:
@@ -222,7 +223,7 @@ def _absent(pc: str, check: str, what: str, system: Facts) -> Row:
     return Row(pc, check, "FAIL", detail, pc, command)
 
 
-def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts) -> Row:
+def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row:
     gpu, chosen = facts["gpu"], asked.get("cuda") or "default"
     cards, variant = gpu["cards"], VARIANTS.get(chosen)
     if not gpu["bus"] and not cards:
@@ -233,8 +234,10 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts) -> Row:
         return _driverless(pc, gpu)
     shown = f"{cards[0]['name']}, driver {cards[0]['driver']}"
     if not all(variant.suits(card) for card in cards):
-        detail, would = f"{shown}: {_unsuited(cards, chosen, variant)}", suitable(cards)
-        return Row(pc, "gpu", "FAIL", detail, HERE, f"cuda={would}   # after {pc} in the inventory")
+        would = suitable(cards, wanted.variants)
+        word = f"cuda={would}" if would else "device=cpu"
+        detail = f"{shown}: {_unsuited(cards, chosen, variant)}"
+        return Row(pc, "gpu", "FAIL", detail, HERE, f"{word}   # after {pc} in the inventory")
     if "nvidia" not in facts["docker"]["runtimes"] and facts["docker"]["version"]:
         fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
         detail = f"{shown}, but Docker cannot hand it out (NVIDIA's container toolkit does that)"
@@ -242,13 +245,13 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts) -> Row:
     return Row(pc, "gpu", "PASS", f"{len(cards)} x {shown}")
 
 
-def suitable(cards: Sequence[Mapping[str, str]]) -> str:
-    """Return the first ``cuda=`` that all these cards can train with."""
-    return next(
-        name
-        for name, variant in VARIANTS.items()
-        if variant is None or all(variant.suits(card) for card in cards)
-    )
+def suitable(cards: Sequence[Mapping[str, str]], variants: Sequence[str]) -> str:
+    """Return the first of these ``cuda=`` that all cards can train with; nothing if none is."""
+    for name in variants:
+        variant = VARIANTS[name]
+        if variant is None or all(variant.suits(card) for card in cards):
+            return name
+    return ""
 
 
 def _unsuited(cards: Sequence[Mapping[str, str]], chosen: str, variant: Variant) -> str:
