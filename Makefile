@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CI),--no-cache-dir)
 
-# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), DATASET=folder, RUN=id, NEW=1, TAIL=lines, JSON=1
+# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), DATASET=folder, RUN=id, NEW=1, TAIL=lines
 INVENTORY ?= inventory.ini
 PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(INVENTORY) \
   $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff)
