@@ -11,7 +11,7 @@ PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(
 export DATASET VAL_DATASET RUN NEW TAIL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint image deploy train status logs stop collect lan-test drills bench clean
+.PHONY: help setup demo plan test lint check image deploy train status logs stop collect lan-test drills bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types
 	$(BIN)/yamllint --strict $$(git ls-files '*.yml' '*.yaml')
 	$(BIN)/hadolint docker/Dockerfile
 	ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint ansible
+
+check: .venv/.minga-deploy ## Tell what every PC lacks, and the command that mends it; JSON=1
+	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/check.yml $(if $(JSON),>&2)
+	@$(BIN)/python -m minga.deploy.check $(if $(JSON),--json)
 
 image: .venv/.minga-deploy ## Build the image of ps and workers
 	$(BIN)/python -m minga.deploy.image build

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minga.environment import known_variables
 from support import ROOT
@@ -48,29 +49,61 @@ def test_every_playbook_has_valid_syntax() -> None:
     assert ended.stdout.count("playbook:") == len(PLAYBOOKS) >= 7
 
 
+A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", "0 PCs under [ps] and 0 under [workers]"),
         ("[ps]\na ansible_host=10.0.0.1\n", "1 PCs under [ps] and 0 under [workers]"),
         ("[ps]\na ansible_host=10.0.0.1\nb ansible_host=10.0.0.2\n[workers]\nc\n", "2 PCs under"),
-        ("[ps]\na ansible_host=10.0.0.1\n[workers]\nb\n", "b: INVENTORY gives no IP address"),
-        ("[ps]\na ansible_host=127.0.0.1\n[workers]\nb ansible_host=10.0.0.2\n", "a: INVENTORY g"),
+        (A + "b\n", "b: INVENTORY gives no IP address"),
         (
-            "[ps]\na ansible_host=10.0.0.1\n[workers]\nb ansible_host=10.0.0.1\n",
+            "[ps]\na ansible_host=127.0.0.1\n[workers]\nb ansible_host=10.0.0.2\n",
+            "a: INVENTORY gives an address that means another PC on each PC",
+        ),
+        (
+            "[ps]\nlocalhost\n[workers]\nb ansible_host=10.0.0.2\n",
+            "localhost: INVENTORY gives an a",
+        ),
+        (
+            A + "b ansible_host=x.invalid minga_address=10.0.0.2\n",
+            "INVENTORY: nobody knows x.invalid (getent ahosts x.invalid)",
+        ),
+        (
+            A + "b ansible_host=10.0.0.2 minga_adress=10.0.0.3\n",
+            "b: INVENTORY says minga_adress, which minga does not know (minga_address?)",
+        ),
+        (
+            A + "b ansible_host=10.0.0.2\n[all:vars]\ncud=cpu\n",
+            "a, b: INVENTORY says cud, which minga does not know (cuda?)",
+        ),
+        (
+            A + "b ansible_host=10.0.0.2 cuda=cu12\n",
+            "b: INVENTORY says cuda=cu12, which is no image of minga's. Write one of default, or",
+        ),
+        (
+            A + "b ansible_host=10.0.0.2\n",
+            "There is no folder FOLDER on this PC. Name the data: make deploy DATASET=",
+        ),
+        (
+            A + "b ansible_host=10.0.0.1\n",
             "a, b: one address for several PCs",
         ),
         ("[ps]\na ansible_host=192.0.2.10\n[workers]\nb ansible_host=10.0.0.2\n", "the example's"),
     ],
 )
 def test_a_wrong_inventory_is_told_before_any_pc_is_asked(
-    text: str, told: str, tmp_path: Path
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DATASET", str(tmp_path / "nowhere"))
     path = tmp_path / "lan.ini"
     path.write_text(text)
     ended = _play(path, ROOT / "ansible" / "deploy.yml")
     assert ended.returncode != 0
-    assert told.replace("INVENTORY", str(path)) in " ".join(ended.stdout.split())
+    told = told.replace("INVENTORY", str(path)).replace("FOLDER", str(tmp_path / "nowhere"))
+    assert told in " ".join(ended.stdout.split())
     assert "unreachable=1" not in ended.stdout
 
 
@@ -87,6 +120,24 @@ def test_a_right_inventory_passes_also_with_one_pc_in_both_groups_and_ipv6(tmp_p
     )
     ended = _play(path, ROOT / "ansible" / "inventory.yml")
     assert ended.returncode == 0, ended.stdout
+
+
+def test_every_known_variable_is_taken_and_data_of_its_own_need_none_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASET", str(tmp_path / "nowhere"))
+    known = yaml.safe_load((ROOT / "ansible/roles/inventory/vars/main.yml").read_text())
+    values = {"cuda": "default", "minga_address": "10.0.0.2", "minga_address6": "fd00::2"}
+    said = [f"{name}={values.get(name, 1)}" for name in known["inventory_variables"]]
+    path = tmp_path / "lan.ini"
+    pc = f"b ansible_host=localhost ansible_port=2222 {' '.join(said)}"
+    path.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\n{pc}\n")
+    needs_data = ("-e", "{inventory_needs_data: true}")
+    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
+    assert ended.returncode == 0, ended.stdout
+    path.write_text(path.read_text().replace("data_folder=1", ""))
+    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
+    assert "There is no folder" in ended.stdout, "control: a PC that is to be sent them"
 
 
 # -- rendered files

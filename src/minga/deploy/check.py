@@ -1,0 +1,142 @@
+"""``python -m minga.deploy.check``: what ``make check`` shows.
+
+Reads ``build/check.json``, where the playbook notes what every PC answered. ``require`` reads one
+PC's answers from stdin instead: ``make deploy`` asks it before it touches the PC.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+from rich.text import Text
+
+from minga.console import results
+from minga.deploy.answers import read_answers, spread_out
+from minga.deploy.connecting import HERE
+from minga.deploy.image import CONFIG, CURRENT, STAGED, run
+from minga.deploy.preflight import Row, Wanted, rows_of
+from minga.errors import Hint, Unreachable
+
+_STYLES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+_BEFORE_DEPLOY = ("python", "sudo", "architecture", "disk", "gpu", "port")
+"""What deploy itself cannot mend; of Docker and data it takes care."""
+
+app = App(name="minga.deploy.check", help="What the PCs lack to take part.")
+
+
+@app.default
+def check(*, json_: bool = False) -> None:
+    """Show what every PC answered.
+
+    Args:
+        json_: as JSON instead.
+    """
+    answers = read_answers("check")
+    rows = all_rows(answers, _wanted(answers, STAGED))
+    if json_:
+        results().print(json.dumps(as_json(rows), indent=1), markup=False, soft_wrap=True)
+    else:
+        spread_out()
+        for line in lines_of(rows):
+            results().print(line, soft_wrap=True)
+    require_ready(rows)
+
+
+@app.command
+def require() -> None:
+    """Print why a PC cannot take part, nothing if it can."""
+    answers = json.load(sys.stdin)
+    rows = all_rows(answers, _wanted(answers, STAGED))
+    for row in rows:
+        if row.state == "FAIL" and row.check.startswith(_BEFORE_DEPLOY):
+            words = f"{row.detail}. {told(row)}" if row.fix else row.detail
+            results().print(words, markup=False, soft_wrap=True)
+
+
+def all_rows(answers: Mapping[str, Any], wanted: Wanted) -> list[Row]:
+    """Return the rows of all PCs that were asked."""
+    pcs = {pc: _decoded(asked) for pc, asked in answers["pcs"].items()}
+    ps = pcs.get(wanted.ps, {}).get("facts", {}).get("answer") or {}
+    return [row for pc, asked in pcs.items() for row in rows_of(pc, asked, wanted, ps)]
+
+
+def lines_of(rows: Iterable[Row]) -> Iterable[Text]:
+    """Yield the lines of the table; a command has its own, to be copied."""
+    for pc, of_pc in groupby(rows, key=lambda row: row.pc):
+        yield Text(pc, style="heading")
+        for row in of_pc:
+            yield Text.assemble(
+                "  ", (row.state, _STYLES[row.state]), f"  {row.check:12}  {row.detail}"
+            )
+            if row.fix:
+                yield Text(f"{'':22}{told(row)}")
+
+
+def told(row: Row) -> str:
+    """Return where to type what."""
+    return f"{'here' if row.on == HERE else f'on {row.on}'}:  {row.fix}"
+
+
+def as_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the rows as ``JSON=1`` prints them."""
+    return {
+        "ok": not _failing(rows := list(rows)),
+        "pcs": {
+            pc: [{key: value for key, value in asdict(row).items() if key != "pc"} for row in of_pc]
+            for pc, of_pc in groupby(rows, key=lambda row: row.pc)
+        },
+    }
+
+
+def require_ready(rows: Iterable[Row]) -> None:
+    """Raise Unreachable ``not-ready`` if any row is a FAIL."""
+    if failing := _failing(rows):
+        raise Unreachable(
+            f"not ready: {', '.join(failing)}",
+            code="not-ready",
+            hints=(Hint("mended?", "make check"), Hint("the others can start", "make deploy")),
+        )
+
+
+def _failing(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row.pc for row in rows if row.state == "FAIL"))
+
+
+def _decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a PC's answers with the probe's own lines read, as ``answer``."""
+    decoded = dict(asked)
+    for name in ("facts", "dial"):
+        result = asked.get(name, {})
+        said = result.get("stdout") if result.get("rc") == 0 else None
+        decoded[name] = {**result, "answer": json.loads(said) if said else None}
+    return decoded
+
+
+def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
+    """Return what is to be deployed: the image as it was built last, the data of this PC."""
+    here = answers["here"]
+    basis = {"port": int(answers["port"]), "ps": answers["ps"], "data": here["data"]}
+    basis["variants"] = answers["variants"]
+    if not CURRENT.exists():
+        return Wanted(machine=here["machine"], **basis)
+    pieces = (path.stem.partition("-") for path in (staged / "layers").glob("*.zst"))
+    architecture = json.loads(CONFIG.read_text())["architecture"]
+    return Wanted(
+        machine=_MACHINES.get(architecture, architecture),
+        image_built=True,
+        layers=json.loads(CURRENT.read_text())["layers"],
+        layer_bytes={f"sha256:{digest}": int(size) for digest, _, size in pieces},
+        **basis,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: app(result_action="return_value")))

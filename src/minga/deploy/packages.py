@@ -1,0 +1,55 @@
+"""Who installs Docker or Compose: `make deploy`, or a command of the distribution. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_START = " && sudo systemctl enable --now docker"
+_DOCKERS_OWN = "sudo apt-get install -y docker-compose-plugin   # of Docker's own packages"
+_DOCKER = {
+    "ubuntu": "sudo apt-get update && sudo apt-get install -y docker.io docker-compose-v2",
+    "debian": "sudo apt-get update && sudo apt-get install -y docker.io docker-cli docker-compose",
+    "fedora": f"sudo dnf install -y moby-engine docker-compose{_START}",
+    "arch": f"sudo pacman -S --noconfirm docker docker-compose{_START}",
+    "suse": f"sudo zypper install -y docker docker-compose{_START}",
+}
+_COMPOSE = {
+    "ubuntu": "sudo apt-get update && sudo apt-get install -y docker-compose-v2"
+    " || sudo apt-get install -y docker-compose-plugin",
+    "debian": "sudo apt-get update && sudo apt-get install -y docker-compose",
+    "fedora": "sudo dnf install -y docker-compose",
+    "arch": "sudo pacman -S --noconfirm docker-compose",
+    "suse": "sudo zypper install -y docker-compose",
+}
+_ELSEWHERE = "docker version; docker compose version   # once both are there"
+
+
+_BY_DEPLOY = {"debian", "ubuntu", "fedora", "rhel", "centos"}
+_FIRST_DEBIAN_WITH_COMPOSE = 13
+
+
+def by_deploy(system: Mapping[str, Any]) -> bool:
+    """Tell whether `make deploy` finds an engine and a new enough Compose among the packages."""
+    names = system["names"]
+    if names[0] == "debian" and system["version"].isdigit():
+        return int(system["version"]) >= _FIRST_DEBIAN_WITH_COMPOSE
+    return bool(_BY_DEPLOY & set(names))
+
+
+def docker_command(names: Iterable[str]) -> str:
+    """Return how a system of these names (``ID``, ``ID_LIKE``) gets Docker with Compose."""
+    return _chosen(_DOCKER, names)
+
+
+def compose_command(system: Mapping[str, Any]) -> str:
+    """Return how a system gets a new Compose beside the Docker that it has."""
+    if system["names"][0] == "debian" and not by_deploy(system):
+        return _DOCKERS_OWN
+    return _chosen(_COMPOSE, system["names"])
+
+
+def _chosen(commands: dict[str, str], names: Iterable[str]) -> str:
+    known = list(names)
+    found = [known.index(name) for name in commands if name in known]
+    return commands[known[min(found)]] if found else _ELSEWHERE
