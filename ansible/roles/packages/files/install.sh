@@ -38,7 +38,7 @@ missing() { # what is looked for
 # What Docker changes beside its packages, as it was: purge puts it back.
 remember() {
   {
-    for path in /etc/docker /etc/containerd /var/lib/docker /var/lib/containerd /opt/containerd; do
+    for path in /etc/docker /etc/containerd /etc/cni /var/lib/docker /var/lib/containerd /opt/containerd; do
       [ ! -e $path ] || echo "path $path"
     done
     ! grep -q '^docker:' /etc/group || echo "group docker"

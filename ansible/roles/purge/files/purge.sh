@@ -102,7 +102,7 @@ remove_docker() {
   ip link delete docker0 2>/dev/null
   if had "forward 0"; then echo 0 >/proc/sys/net/ipv4/ip_forward; fi
   remove "$added/engine"
-  for path in /etc/docker /etc/containerd /var/lib/docker /var/lib/containerd /opt/containerd; do
+  for path in /etc/docker /etc/containerd /etc/cni /var/lib/docker /var/lib/containerd /opt/containerd; do
     if [ -e $path ] && ! had "path $path"; then
       rm -rf $path 2>/dev/null || find $path -mindepth 1 -delete # a disk of its own may be mounted there
       echo "folder $path"
