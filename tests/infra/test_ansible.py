@@ -126,8 +126,8 @@ def test_each_worker_is_told_its_rank_and_all_are_told_the_same_ps(
 
 def test_what_the_inventory_says_of_all_pcs_or_of_one_reaches_them(tmp_path: Path) -> None:
     inventory = _inventory(tmp_path, 2)
-    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 minga_device=cpu minga_threads=3")
-    inventory.write_text(f"{own}[all:vars]\nminga_threads=2\nminga_batch_size=8\n")
+    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 device=cpu minga_threads=3")
+    inventory.write_text(f"{own}[all:vars]\nminga_threads=2\nbatch_size=8\n")
     files = _render(inventory, tmp_path / "out")
     first, second = (_variables(files[f"desk-{rank}-worker.env"]) for rank in (1, 2))
     assert (first["OMP_NUM_THREADS"], second["OMP_NUM_THREADS"]) == ("2", "3")
