@@ -132,6 +132,17 @@ class VirtualPc:
         """Tell whether any process of the PC lives."""
         return groups.is_running(self.name)
 
+    def take_images_of(self, other: VirtualPc) -> None:
+        """Have in Docker what the other PC has, as after an equal deploy, in seconds."""
+        for pc in (self, other):
+            pc.sudo("systemctl stop docker.socket docker.service")
+        for part, how in (("image", "--archive"), ("overlay2", "-al")):  # -l: no second 5 GB
+            sh("rm", "-rf", "--one-file-system", str(self.folder / "docker" / part))
+            source = str(other.folder / "docker" / part)
+            sh("cp", how, source, str(self.folder / "docker"), timeout_s=300)
+        for pc in (self, other):
+            pc.sudo("systemctl start docker.service")
+
     # -- use
 
     def ssh_words(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,16 +80,21 @@ class House:
     def listen(self) -> None:
         """Let every PC listen, v4 and v6, as a ps would."""
         for pc in self.lan.pcs.values():
-            pc.sudo(f"systemd-run --quiet --unit=listener python3 -m http.server {PORT}")
+            pc.sudo(f"systemd-run --quiet --unit=listener python3 -m http.server --bind :: {PORT}")
             wait_for(f"{pc.name} to listen", lambda pc=pc: PORT in ports(pc), 30)
 
     def who_gets_in(self, pc: VirtualPc, port: int = PORT) -> dict[str, set[str]]:
         """Return by whom a port is reached: by v4 and v6, of the PCs and the stranger."""
         plugs = {each.name: each.plug for each in self.lan.pcs.values() if each is not pc}
-        found = {}
-        for name, plug in {**plugs, "stranger": self.lan.stranger}.items():
-            ways = {"v4": pc.address, "v6": pc.address6}
-            found[name] = {way for way, to in ways.items() if plug.scan(to, port, 2.0) == "open"}
+        plugs["stranger"] = self.lan.stranger
+        ways = {"v4": pc.address, "v6": pc.address6}
+        asked = [(name, way) for name in plugs for way in ways]
+        with ThreadPoolExecutor(len(asked)) as pool:  # who is shut out takes its time to say so
+            said = list(pool.map(lambda each: plugs[each[0]].scan(ways[each[1]], port), asked))
+        found: dict[str, set[str]] = {name: set() for name in plugs}
+        for (name, way), state in zip(asked, said, strict=True):
+            if state == "open":
+                found[name].add(way)
         return found
 
 
