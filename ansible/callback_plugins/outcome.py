@@ -63,7 +63,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Note that the turn was asked for: it is to be given back."""
-        if not self._locked and _role(result) == "lock":
+        if not self._locked and _role(result) == "lock" and "shell" in result.task.action:
             self._locked = True
             self._write({})  # now: there is no other end after a Ctrl-C
 

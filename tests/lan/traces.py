@@ -21,7 +21,7 @@ find / -xdev \\( {" -o ".join(f"-path {path}" for path in _NOT_COMPARED)} \\) -p
 find /etc /opt -type f -not -name '*shadow-' -not -name 'group-' -exec md5sum {{}} + \\
   | sed 's/^/content /'
 nft --stateless list ruleset 2>/dev/null | sed 's/^/rule /'
-ip -brief link | sed 's/^/link /; s/@.*//'
+ip -brief link | sed 's/[ @].*//; s/^/link /'
 sed 's/^/forward /' /proc/sys/net/ipv4/ip_forward
 """
 

@@ -11,7 +11,7 @@ ufw status
 ufw show added
 if firewall-cmd --quiet --state; then
   zones=$(firewall-cmd --get-active-zones | sed -n 's/^\([^ ]*\).*/\1/p'; firewall-cmd --get-default-zone)
-  for zone in $(echo "$zones" | sort -u); do
+  for zone in $(echo "$zones" | sort -u | grep -vx docker); do # docker: its bridges, where no peer is
     echo "zone=$zone"
     firewall-cmd --zone="$zone" --list-rich-rules | sed -n "s/^rule priority=\"$priority\"/rich=$zone &/p"
   done
