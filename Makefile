@@ -4,7 +4,8 @@ BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CI),--no-cache-dir)
 
-# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), DATASET=folder, RUN=id, NEW=1, TAIL=lines
+# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), ASK_PASS=1 (sudo's password), DATASET=folder,
+# RUN=id, NEW=1, TAIL=lines; FORCE=1 (another's turn, uncollected results), KEEP_DOCKER=1 (purge)
 INVENTORY ?= inventory.ini
 FLAGS = --inventory $(INVENTORY) $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff) \
   $(if $(ASK_PASS),--ask-become-pass)
