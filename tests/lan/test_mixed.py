@@ -12,7 +12,7 @@ import re
 import pytest
 from lan.control import ControlDocker
 from lan.deployment import PORT, Deployment, changed, containers, note
-from lan.pc import PcSpec, VirtualPc
+from lan.pc import PcSpec, VirtualPc, share_images
 from lan.traces import differences, traces
 from lan.virtual import VirtualLan
 from lan.walls import put_up_firewalld, put_up_ufw
@@ -119,9 +119,7 @@ def test_a_pc_without_docker_gets_it_from_its_distribution(
     assert bare.run("command -v dockerd", check=False).returncode != 0
     assert changed(project.make("deploy", "LIMIT=pc2"))["pc2"] > 0
     assert bare.sudo("systemctl is-enabled docker").stdout.strip() == "enabled"
-    for pc in lan.pcs.values():
-        if pc is not bare:
-            pc.take_images_of(bare)  # the wire is measured elsewhere
+    share_images(bare, [pc for pc in lan.pcs.values() if pc is not bare])  # the wire has its test
 
 
 def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
