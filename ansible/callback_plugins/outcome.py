@@ -34,6 +34,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self._path = os.environ.get("MINGA_OUTCOME")
         self.disabled = not self._path
         self._pcs: list[str] = []
+        self._asked: set[str] = set()
         self._failed: dict[str, str] = {}
         self._unreachable: dict[str, str] = {}
         self._refused = {"by": "", "reason": ""}
@@ -43,29 +44,33 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Remember the inventory's PCs that LIMIT leaves."""
         inventory = play.get_variable_manager()._inventory
         groups = [name for name in _GROUPS if name in inventory.groups]
-        found = inventory.get_hosts(":".join(groups)) if groups else []
+        found = inventory.get_hosts(":".join(groups), ignore_restrictions=True) if groups else []
         self._pcs = [host.name for host in found]
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Note why a PC does not answer, also where the playbook ignores it."""
-        if _role(result) not in _REFUSING:
+        if self._ask(result):
             self._unreachable.setdefault(result.host.name, reason(result.result))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Note why a task failed; whether a rescue mends it shows at the end only."""
         if ignore_errors:
             return
-        if (role := _role(result)) in _REFUSING:
-            if not self._refused["by"]:
-                self._refused = {"by": role, "reason": reason(result.result)}
-        else:
+        if self._ask(result):
             self._failed[result.host.name] = reason(result.result)
+        elif not self._refused["by"]:
+            self._refused = {"by": _role(result), "reason": reason(result.result)}
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Note that the turn was asked for: it is to be given back."""
+        self._ask(result)
         if not self._locked and _role(result) == "lock" and "shell" in result.task.action:
             self._locked = True
             self._write({})  # now: there is no other end after a Ctrl-C
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """Note that there was nothing to do."""
+        self._ask(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write the file."""
@@ -75,12 +80,19 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         noted = {"refused": self._refused, "locked": self._locked, "pcs": pcs}
         Path(str(self._path)).write_text(json.dumps(noted))
 
+    def _ask(self, result: Any) -> bool:
+        """Tell whether a result is of the PC's own work, and note that it has begun."""
+        own = _role(result) not in _REFUSING
+        if own:
+            self._asked.add(result.host.name)
+        return own
+
     def _of(self, pc: str, stats: Any) -> dict[str, str]:
         if pc in self._unreachable:
             return {"state": "unreachable", "reason": self._unreachable[pc]}
         if stats.failures.get(pc):
             return {"state": "failed", "reason": self._failed.get(pc, "")}
-        if pc not in stats.processed:
+        if pc not in self._asked:
             return {"state": "not started", "reason": ""}
         return {"state": "done", "reason": ""}
 
