@@ -199,11 +199,11 @@ def test_stop_and_collect_take_what_is_there(project: Deployment, lan: VirtualLa
     assert "Error 5" in refused
     assert (project.run / "events.jsonl").exists(), "nothing is taken"
     assert table(project.make("stop", expected=2)) == everybody_but_gone()
-    assert all("running" not in state for pc in lan.pcs.values() for state in containers(pc))
+    assert not any("running" in st for pc in lan.pcs.values() for st in containers(pc).values())
     assert table(project.make("collect", expected=2)) == everybody_but_gone()
     run = project.folder / "runs" / project.run_id
     assert (run / "checkpoints" / "last.pth").exists()
-    assert len(list((run / "stats").glob("*_worker*.json"))) > len(RANKS)
+    assert len(list((run / "stats").glob("*_worker*.json"))) >= 3, "of several PCs"
 
 
 def test_purge_leaves_the_pcs_as_they_were(

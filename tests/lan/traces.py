@@ -10,7 +10,7 @@ _NOT_COMPARED = (
     "/var/lib/docker",  # a disk of its own in a virtual PC
     "/var/lib/systemd",  # clocks and random seeds
     *("/etc/group-", "/etc/gshadow-", "/var/lib/dpkg"),  # backups; packages are listed themselves
-    *("/var/lib/command-not-found", "/etc/ssl/certs/java"),
+    "/etc/firewalld/*/docker*.old",  # Docker's own, at each of its starts
 )
 """Logs, caches, and what the PC writes by itself."""
 
