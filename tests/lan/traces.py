@@ -18,8 +18,8 @@ _LIST = f"""
 dpkg-query --show --showformat 'package ${{Package}} ${{Version}} ${{db:Status-Abbrev}}\\n'
 find / -xdev \\( {" -o ".join(f"-path '{path}'" for path in _NOT_COMPARED)} \\) -prune \\
   -o -printf 'file %p %y %m %u %g\\n'
-find /etc /opt -type f -not -name '*shadow-' -not -name 'group-' -not -name 'docker*.old' -exec md5sum {{}} + \\
-  | sed 's/^/content /'
+find /etc /opt -type f -not -name '*shadow-' -not -name 'group-' -not -name 'docker*.old' \\
+  -exec md5sum {{}} + | sed 's/^/content /'
 nft --stateless list ruleset 2>/dev/null | sed 's/^/rule /'
 ip -brief link | sed 's/[ @].*//; s/^/link /'
 sed 's/^/forward /' /proc/sys/net/ipv4/ip_forward
