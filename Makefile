@@ -4,14 +4,18 @@ BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CI),--no-cache-dir)
 
-# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), DATASET=folder, RUN=id, NEW=1, TAIL=lines
+# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), ASK_PASS=1 (sudo's password), DATASET=folder,
+# RUN=id, NEW=1, TAIL=lines; FORCE=1 (another's turn, uncollected results), KEEP_DOCKER=1 (purge)
 INVENTORY ?= inventory.ini
-PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook --inventory $(INVENTORY) \
-  $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff)
-export DATASET VAL_DATASET RUN NEW TAIL
+FLAGS = --inventory $(INVENTORY) $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff) \
+  $(if $(ASK_PASS),--ask-become-pass)
+PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook $(FLAGS)
+# The same with a table of what became of each PC, and status 3 if one was missed.
+WORK = $(BIN)/python -m minga.deploy.play $(FLAGS)
+export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint check image deploy train status logs stop collect lan-test drills bench clean
+.PHONY: help setup demo plan test lint check image deploy train status logs stop collect purge lan-test drills bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,10 +66,10 @@ image: .venv/.minga-deploy ## Build the image of ps and workers
 
 deploy: image ## Bring image, data, firewall rules, settings to every PC of inventory.ini
 	$(BIN)/python -m minga.deploy.identity
-	$(PLAY) ansible/deploy.yml
+	@$(WORK) ansible/deploy.yml
 
 train: .venv/.minga-deploy ## Start the ps, then the workers; go on with an unfinished run
-	$(PLAY) ansible/train.yml
+	@$(WORK) ansible/train.yml
 
 status: .venv/.minga-deploy ## Show how the run goes and what every PC does
 	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/status.yml
@@ -76,10 +80,13 @@ logs: .venv/.minga-deploy ## Show the last lines of every PC
 	@$(BIN)/python -m minga.deploy.logs
 
 stop: .venv/.minga-deploy ## Stop workers and ps with a checkpoint; make train goes on
-	$(PLAY) ansible/stop.yml
+	@$(WORK) ansible/stop.yml
 
 collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into runs/
-	$(PLAY) ansible/collect.yml
+	@$(WORK) ansible/collect.yml
+
+purge: .venv/.minga-deploy ## Take away from every PC what deploy added, and nothing else
+	@$(WORK) ansible/purge.yml
 
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m lan

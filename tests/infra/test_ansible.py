@@ -177,13 +177,58 @@ def test_each_worker_is_told_its_rank_and_all_are_told_the_same_ps(
 
 def test_what_the_inventory_says_of_all_pcs_or_of_one_reaches_them(tmp_path: Path) -> None:
     inventory = _inventory(tmp_path, 2)
-    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 minga_device=cpu minga_threads=3")
-    inventory.write_text(f"{own}[all:vars]\nminga_threads=2\nminga_batch_size=8\n")
+    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 device=cpu minga_threads=3")
+    inventory.write_text(f"{own}[all:vars]\nminga_threads=2\nbatch_size=8\n")
     files = _render(inventory, tmp_path / "out")
     first, second = (_variables(files[f"desk-{rank}-worker.env"]) for rank in (1, 2))
     assert (first["OMP_NUM_THREADS"], second["OMP_NUM_THREADS"]) == ("2", "3")
     assert (first["MINGA_DEVICE"], second["MINGA_DEVICE"]) == ("", "cpu")
     assert first["MINGA_TRAIN_BATCH_SIZE"] == second["MINGA_TRAIN_BATCH_SIZE"] == "8"
+
+
+def test_a_pc_with_two_workers_moves_the_later_ranks_and_has_a_compose_service_more(
+    tmp_path: Path,
+) -> None:
+    inventory = _inventory(tmp_path, 3)
+    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 workers_per_host=2")
+    inventory.write_text(own)
+    files = _render(inventory, tmp_path / "out", "-e", "gpu=1")
+    told = {name: _variables(text) for name, text in files.items() if name.endswith(".env")}
+    ranks = {name: int(each["RANK"]) for name, each in told.items() if "worker" in name}
+    assert ranks == {
+        "desk-1-worker.env": 1,
+        "desk-2-worker.env": 2,
+        "desk-2-worker2.env": 3,
+        "desk-3-worker.env": 4,
+    }
+    assert {each["WORLD_SIZE"] for each in told.values() if "WORLD_SIZE" in each} == {"5"}
+    first, second = told["desk-2-worker.env"], told["desk-2-worker2.env"]
+    assert (first["MINGA_DEVICE"], second["MINGA_DEVICE"]) == ("cuda:0", "cuda:1")
+    assert (first["MINGA_NAME"], second["MINGA_NAME"]) == ("desk-2", "desk-2-2")
+    assert told["desk-1-worker.env"]["MINGA_DEVICE"] == "", "one worker chooses by itself"
+    assert "compose.workers.yml" in told["desk-2-compose.env"]["COMPOSE_FILE"]
+    assert "container_name: minga-worker2" in files["desk-2-compose.workers.yml"]
+    assert "desk-1-compose.workers.yml" not in files
+
+
+def test_the_data_of_a_pc_that_has_its_own_are_mounted_from_there(tmp_path: Path) -> None:
+    inventory = _inventory(tmp_path, 2)
+    own = inventory.read_text().replace("10.0.0.12", "10.0.0.12 data_folder=/mnt/flowers")
+    inventory.write_text(own)
+    files = _render(inventory, tmp_path / "out")
+    assert _variables(files["desk-2-compose.env"])["MINGA_DATA"] == "/mnt/flowers"
+    assert _variables(files["desk-2-worker.env"])["DATASET_URL"] == "/data/"
+    assert "MINGA_DATA" not in files["desk-1-compose.env"]
+
+
+def test_a_pc_in_both_groups_gets_both_roles(tmp_path: Path) -> None:
+    path = tmp_path / "lan.ini"
+    path.write_text("[ps]\na ansible_host=10.0.0.1\n[workers]\na\nb ansible_host=10.0.0.2\n")
+    files = _render(path, tmp_path / "out")
+    assert _variables(files["a-ps.env"])["RANK"] == "0"
+    assert _variables(files["a-worker.env"])["RANK"] == "1"
+    composed = _variables(files["a-compose.env"])["COMPOSE_FILE"]
+    assert composed == "/opt/minga/compose.ps.yml:/opt/minga/compose.worker.yml"
 
 
 def test_ranks_stay_when_only_one_pc_is_deployed(tmp_path: Path) -> None:

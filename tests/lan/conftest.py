@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lan.control import ControlDocker
+from lan.places import IMAGES
 from lan.prepare import Prepared, prepare
+from lan.shell import sh
 from lan.virtual import PS_AND_TWO_WORKERS, VirtualLan
 
 
@@ -37,8 +41,21 @@ def lan(prepared: Prepared, request: pytest.FixtureRequest) -> Iterator[VirtualL
         yield lan
 
 
+@pytest.fixture(scope="session")
+def images() -> Iterator[Path]:
+    """Where the image stays that several test files deploy; MINGA_LAN_KEEP=1: also after them."""
+
+    def empty() -> None:
+        if not os.environ.get("MINGA_LAN_KEEP"):
+            sh("rm", "-rf", "--one-file-system", str(IMAGES), timeout_s=300)
+
+    empty()
+    yield IMAGES
+    empty()
+
+
 @pytest.fixture(scope="module")
-def control(lan: VirtualLan) -> Iterator[ControlDocker]:
+def control(lan: VirtualLan, images: Path) -> Iterator[ControlDocker]:
     """The control PC's docker, with the image that the Dockerfile starts from."""
-    with ControlDocker() as control:
+    with ControlDocker(images / "docker") as control:
         yield control

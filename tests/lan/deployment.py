@@ -43,6 +43,10 @@ class Deployment:
     def __init__(self, folder: Path, lan: VirtualLan, control: ControlDocker) -> None:
         self.folder = copy_project(folder / "minga")
         self.lan = lan
+        staged = control.data.parent / "staged"
+        staged.mkdir(exist_ok=True)
+        (self.folder / "build").mkdir(exist_ok=True)
+        (self.folder / "build" / "image").symlink_to(staged)
         self.data = generate(
             self.folder / "data" / "tiny-imagenet-200",
             classes=CLASSES,
@@ -51,7 +55,7 @@ class Deployment:
             size=32,
             difficulty=0.2,
         )
-        (self.folder / "train.yaml").write_text(yaml.safe_dump(_SETTINGS))
+        self.configure(_SETTINGS)
         hosts = f'"-o UserKnownHostsFile={lan.known_hosts}"'
         # three PCs share the processors of one: more threads would only wait for each other
         lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts, minga_threads="1")
@@ -63,8 +67,15 @@ class Deployment:
             "COLUMNS": "200",
         }
 
+    def configure(self, settings: dict[str, Any]) -> None:
+        """Write ``train.yaml``."""
+        (self.folder / "train.yaml").write_text(yaml.safe_dump(settings))
+
     def make(self, *words: str, expected: int = 0) -> str:
-        """Run ``make ... INVENTORY=lan.ini``; return what it printed."""
+        """Run ``make ... INVENTORY=lan.ini``; return what it printed.
+
+        make itself ends with 2 whatever its command ended with: that is in its words.
+        """
         ended = subprocess.run(
             ["make", *words, "INVENTORY=lan.ini"],
             cwd=self.folder,
@@ -78,10 +89,10 @@ class Deployment:
         assert ended.returncode == expected, ended.stdout[-6000:]
         return ended.stdout
 
-    def timed(self, *words: str) -> tuple[float, int, str]:
+    def timed(self, *words: str, expected: int = 0) -> tuple[float, int, str]:
         """Run a make verb; return its seconds, the bytes that came to all PCs, its words."""
         before, started_s = self.bytes_in(), time.monotonic()
-        printed = self.make(*words)
+        printed = self.make(*words, expected=expected)
         return time.monotonic() - started_s, sum(self.bytes_in()) - sum(before), printed
 
     def bytes_in(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,3 +191,17 @@ class VirtualPc:
 
     def _last_words(self) -> str:
         return self.console.read_text(errors="replace")[-2000:]
+
+
+def share_images(source: VirtualPc, others: Iterable[VirtualPc]) -> None:
+    """Let others have in Docker what one PC has, as after an equal deploy, in seconds."""
+    others = list(others)
+    for pc in (source, *others):
+        pc.sudo("systemctl stop docker.socket docker.service")
+    for pc in others:
+        for part, how in (("image", "--archive"), ("overlay2", "-al")):  # -l: no second 5 GB
+            target = pc.folder / "docker"
+            sh("rm", "-rf", "--one-file-system", str(target / part))
+            sh("cp", how, str(source.folder / "docker" / part), str(target), timeout_s=300)
+    for pc in (source, *others):
+        pc.sudo("systemctl start docker.service")

@@ -16,6 +16,8 @@ STATE = Path("/var/lib/minga-lan")
 """Disks, keys, logs of the LAN that is up; gone when it is down."""
 RUN = Path("/run/minga-lan")
 """The control PC's docker socket: socket paths must be short."""
+IMAGES = Path("/var/lib/minga-lan-images")
+"""What the control PC's docker has built: from one LAN to the next of a test run."""
 BRIDGE = "minga-lan0"
 SUBNET = "10.77.0.0/24"
 NAMESPACE_PREFIX = "minga-"

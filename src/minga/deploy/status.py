@@ -33,7 +33,12 @@ def main() -> int:
         results().print("No run yet: make train")
     results().print()
     results().print(table)
-    return 3 if any("unreachable" in row for row in rows) else 0
+    return 3 if any(map(silent, answers["pcs"].values())) else 0
+
+
+def silent(answer: Mapping[str, Any]) -> bool:
+    """Tell whether a PC did not answer: it is off, or sudo did not let us in."""
+    return bool(answer.get("unreachable")) or ("rc" not in answer and "msg" in answer)
 
 
 def rows_of(pc: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -41,8 +46,9 @@ def rows_of(pc: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
     lines = answer.get("stdout_lines", [])
     if not answer:
         yield pc, "-", "not asked", "-"
-    elif answer.get("unreachable"):
-        yield pc, "-", "unreachable", "-"
+    elif silent(answer):
+        state = "unreachable" if answer.get("unreachable") else "failed"
+        yield pc, "-", " ".join((state, *answer.get("msg", "").split())), "-"
     elif answer.get("rc") != 0:
         yield pc, "-", answer.get("stderr") or "no Docker", "-"
     elif not lines:

@@ -1,0 +1,116 @@
+"""Notes how a playbook ended on each PC, as JSON in the file that MINGA_OUTCOME names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: outcome
+type: notification
+short_description: notes how a playbook ended on each PC
+description: For minga.deploy.play, which shows it as a table.
+requirements: [none]
+"""
+
+_GROUPS = ("ps", "workers")
+_REFUSING = ("inventory", "lock", "uncollected")
+"""Roles that fail before anything is done on any PC; it is not the PC's failure."""
+
+
+class CallbackModule(CallbackBase):  # type: ignore[misc]
+    """One reason per PC: the first thing that went wrong there and was not put right."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "outcome"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path = os.environ.get("MINGA_OUTCOME")
+        self.disabled = not self._path
+        self._pcs: list[str] = []
+        self._asked: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._unreachable: dict[str, str] = {}
+        self._refused = {"by": "", "reason": ""}
+        self._locked = False
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Remember the inventory's PCs that LIMIT leaves."""
+        inventory = play.get_variable_manager()._inventory
+        groups = [name for name in _GROUPS if name in inventory.groups]
+        found = inventory.get_hosts(":".join(groups), ignore_restrictions=True) if groups else []
+        self._pcs = [host.name for host in found]
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Note why a PC does not answer, also where the playbook ignores it."""
+        if self._ask(result):
+            self._unreachable.setdefault(result.host.name, reason(result.result))
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Note why a task failed; whether a rescue mends it shows at the end only."""
+        if ignore_errors:
+            return
+        if self._ask(result):
+            self._failed[result.host.name] = reason(result.result)
+        elif not self._refused["by"]:
+            self._refused = {"by": _role(result), "reason": reason(result.result)}
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Note that the turn was asked for: it is to be given back."""
+        self._ask(result)
+        if not self._locked and _role(result) == "lock" and "shell" in result.task.action:
+            self._locked = True
+            self._write({})  # now: there is no other end after a Ctrl-C
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """Note that there was nothing to do."""
+        self._ask(result)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Write the file."""
+        self._write({pc: self._of(pc, stats) for pc in self._pcs})
+
+    def _write(self, pcs: dict[str, dict[str, str]]) -> None:
+        noted = {"refused": self._refused, "locked": self._locked, "pcs": pcs}
+        Path(str(self._path)).write_text(json.dumps(noted))
+
+    def _ask(self, result: Any) -> bool:
+        """Tell whether a result is of the PC's own work, and note that it has begun."""
+        own = _role(result) not in _REFUSING
+        if own:
+            self._asked.add(result.host.name)
+        return own
+
+    def _of(self, pc: str, stats: Any) -> dict[str, str]:
+        if pc in self._unreachable:
+            return {"state": "unreachable", "reason": self._unreachable[pc]}
+        if stats.failures.get(pc):
+            return {"state": "failed", "reason": self._failed.get(pc, "")}
+        if pc not in self._asked:
+            return {"state": "not started", "reason": ""}
+        return {"state": "done", "reason": ""}
+
+
+def _role(result: Any) -> str:
+    role = result.task._role
+    return role.get_name() if role else ""
+
+
+def reason(result: dict[str, Any]) -> str:
+    """Return in words why a task failed; of a loop, the first item's reason."""
+    for item in result.get("results", []):
+        if isinstance(item, dict) and (item.get("failed") or item.get("unreachable")):
+            return reason(item)
+    said = [result.get(key) for key in ("msg", "stderr", "stdout")]
+    if result.get("rc") and str(result.get("msg")).startswith("non-zero return code"):
+        said = said[1:]
+    words = next((str(each).strip() for each in said if each), "no reason given")
+    for start in ("Failed to connect to the host via ssh: ", "Task failed: "):
+        words = words.removeprefix(start)
+    return words

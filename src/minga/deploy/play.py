@@ -1,0 +1,189 @@
+"""``python -m minga.deploy.play ... PLAYBOOK``: a playbook, and a table of how it ended on each PC.
+
+All words go to ``ansible-playbook``. A PC that is off or fails does not keep the others from their
+work: the table names it, and the exit status is 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from minga.console import results, show_error
+from minga.deploy.answers import spread_out
+from minga.deploy.image import ROOT
+from minga.errors import Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
+
+ANSIBLE = ROOT / "ansible"
+LOCK = ROOT / ".minga" / "deploy.lock"
+
+_INTERRUPTED = (99, -2, 130)
+"""What ansible-playbook ends with at Ctrl-C."""
+_ASK = "--ask-become-pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a playbook ended on one PC, and why."""
+
+    pc: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a playbook ended."""
+
+    status: int
+    """Of ansible-playbook."""
+    refused_by: str = ""
+    """The role that refused before anything was done on any PC, or nothing."""
+    refused: str = ""
+    endings: Sequence[Ending] = field(default=())
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the playbook; return 0, or the exit status that fits what went wrong."""
+    verb = Path(words[-1]).stem
+    try:
+        with _alone(verb) as holder, _password(words) as safe_words:
+            outcome = _play(safe_words, verb, holder)
+        if outcome.status in _INTERRUPTED:
+            return 130
+        if outcome.endings and not outcome.refused_by:
+            _show(outcome.endings)
+        if error := judge(verb, outcome):
+            raise error
+    except MingaError as error:
+        show_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def judge(verb: str, outcome: Outcome) -> MingaError | None:
+    """Return what to tell the user of this make verb, or None if all went well. No I/O."""
+    if outcome.refused_by:
+        what = f"make {verb} did nothing. {outcome.refused}"
+        if outcome.refused_by == "lock":
+            return Refused(what, code="deploy-busy")
+        if outcome.refused_by == "uncollected":
+            return Refused(what, code="uncollected")
+        return UsageError(what, code="inventory-wrong")
+    missed = [each.pc for each in outcome.endings if each.state != "done"]
+    if missed:
+        count = len(outcome.endings)
+        return Unreachable(
+            f"make {verb} did its work on {count - len(missed)} of {count} PCs, "
+            f"not on {', '.join(missed)}",
+            code="pcs-missed",
+            hints=(Hint("mended? then only there", f"make {verb} LIMIT={','.join(missed)}"),),
+        )
+    if outcome.status:
+        return RunFailed(
+            f"make {verb}: ansible-playbook ended with {outcome.status}, its last words are above",
+            code="playbook-failed",
+        )
+    return None
+
+
+def _play(words: Sequence[str], verb: str, holder: str) -> Outcome:
+    """Run the playbook, and let other control PCs in again."""
+    with tempfile.TemporaryDirectory() as folder:
+        noted_in = Path(folder) / "outcome.json"
+        env = {"MINGA_OUTCOME": str(noted_in), "MINGA_VERB": f"make {verb}", "MINGA_HOLDER": holder}
+        status = _playbook(words, env)
+        noted = json.loads(noted_in.read_text()) if noted_in.exists() else None
+    if noted is None:
+        return Outcome(status)
+    if noted["locked"]:
+        release = (*words[:-1], str(ANSIBLE / "unlock.yml"))
+        _playbook(release, {"MINGA_HOLDER": holder}, quiet=True)
+    return Outcome(
+        status,
+        noted["refused"]["by"],
+        noted["refused"]["reason"],
+        [Ending(pc, each["state"], each["reason"]) for pc, each in noted["pcs"].items()],
+    )
+
+
+def _playbook(words: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> int:
+    """Run ansible-playbook to its end, also at Ctrl-C, which reaches it by itself."""
+    program = Path(sys.executable).with_name("ansible-playbook")
+    settings = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")}
+    out = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(
+        [str(program), *words], env={**os.environ, **settings, **env}, stdout=out, stderr=out
+    ) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def _show(endings: Sequence[Ending]) -> None:
+    spread_out()
+    table = Table(box=None, pad_edge=False, header_style="heading")
+    for title in ("PC", "STATE", "REASON"):
+        table.add_column(title, no_wrap=title != "REASON", overflow="fold")
+    for each in endings:
+        style = "" if each.state == "done" else "bad"
+        table.add_row(each.pc, Text(each.state, style), Text(each.reason))
+    results().print(table)
+    results().print()
+
+
+@contextlib.contextmanager
+def _password(words: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Ask for sudo's password once, although two playbooks may need it."""
+    if _ASK not in words:
+        yield words
+        return
+    with tempfile.NamedTemporaryFile("w") as file:  # 0600
+        file.write(getpass.getpass("sudo's password on the PCs: ") + "\n")
+        file.flush()
+        kept = [word for word in words if word != _ASK]
+        yield ["--become-password-file", file.name, *kept]
+
+
+@contextlib.contextmanager
+def _alone(verb: str) -> Iterator[str]:
+    """Let one make verb at a time change PCs from this folder; gives what others are told of it."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Refused(
+                f"make {verb} did nothing. This folder is at work already: {lock.read().strip()}",
+                code="deploy-busy",
+                hints=(Hint("once that is done", f"make {verb}"),),
+            ) from None
+        lock.truncate(0)
+        who, since = f"{getpass.getuser()}@{socket.gethostname()}", time.strftime("%F %T %Z")
+        holder = f"{who}, make {verb} since {since} (process {os.getpid()})"
+        lock.write(holder)
+        lock.flush()
+        yield holder
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

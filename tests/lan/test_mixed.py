@@ -1,0 +1,222 @@
+"""One deployment on five PCs that differ, and a sixth that is off; each test goes on from the last.
+
+pc1 is ps and worker behind firewalld; pc2 has no Docker; pc3's ufw denies; pc4 takes another login
+with a sudo password on another port; pc5's DNS is dead, its name is 127.0.1.1, and two workers run
+there; gone is off.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from lan.control import ControlDocker
+from lan.deployment import PORT, Deployment, changed, containers, note
+from lan.pc import PcSpec, VirtualPc, share_images
+from lan.traces import differences, traces
+from lan.virtual import VirtualLan
+from lan.walls import put_up_firewalld, put_up_ufw
+
+pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
+
+PCS = (
+    PcSpec("pc1", 11, "ps"),
+    PcSpec("pc2", 12, docker=False),
+    PcSpec("pc3", 13),
+    PcSpec("pc4", 14),
+    PcSpec("pc5", 15),
+)
+GONE = "10.77.0.66"
+LOGIN, PASSWORD, SSH_PORT = "ana", "correct horse", 2222
+RANKS = {"pc1": 1, "pc2": 2, "pc3": 4, "pc4": 5, "pc5": 6}
+"""gone has 3; the second worker of pc5 has 7."""
+SETTINGS = {
+    "model": {"name": "small-cnn"},
+    "train": {"epochs": 400, "batch_size": 16},
+    "exchange": {"local_steps": 2},
+    "evaluation": {"every_epochs": 400},
+    "checkpoint": {"every_s": 3},
+}
+
+
+def _give_another_login(pc: VirtualPc) -> None:
+    """Let ana in by key on a port of her own; sudo asks her for a password."""
+    pc.sudo(f"useradd --create-home --shell /bin/bash {LOGIN}")
+    pc.sudo(f"echo '{LOGIN}:{PASSWORD}' | chpasswd")
+    pc.sudo(f"echo '{LOGIN} ALL=(ALL) ALL' > /etc/sudoers.d/{LOGIN}")
+    pc.sudo(f"cp -r /home/lab/.ssh /home/{LOGIN}/ && chown -R {LOGIN}: /home/{LOGIN}/.ssh")
+    ports = f"Port 22\\nPort {SSH_PORT}\\n"
+    pc.sudo(f"printf '{ports}' > /etc/ssh/sshd_config.d/ports.conf && systemctl restart ssh")
+
+
+def _inventory(lan: VirtualLan) -> str:
+    other = f"ansible_user={LOGIN} ansible_port={SSH_PORT} ansible_become_password='{PASSWORD}'"
+    own = {"pc4": other, "pc3": "batch_size=8", "pc5": "workers_per_host=2"}
+    lines = [
+        f"{name} ansible_host={pc.address} {own.get(name, '')}" for name, pc in lan.pcs.items()
+    ]
+    lines.insert(RANKS["pc3"] - 2, f"gone ansible_host={GONE}")
+    known = f'"-o UserKnownHostsFile={lan.known_hosts}"'
+    settings = [
+        "ansible_user=lab",
+        f"ansible_ssh_private_key_file={lan.key}",
+        f"ansible_ssh_common_args={known}",
+        "minga_threads=1",
+    ]
+    return "\n".join(["[ps]", lines[0], "[workers]", *lines, "[all:vars]", *settings]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def project(
+    lan: VirtualLan, control: ControlDocker, tmp_path_factory: pytest.TempPathFactory
+) -> Deployment:
+    put_up_firewalld(lan.ps)
+    lan.ps.sudo("systemctl restart docker")  # it has a zone of its own, from now on
+    put_up_ufw(lan.pcs["pc3"])
+    _give_another_login(lan.pcs["pc4"])
+    lan.pcs["pc5"].sudo("umount /etc/resolv.conf; echo nameserver 10.77.0.98 > /etc/resolv.conf")
+    project = Deployment(tmp_path_factory.mktemp("control"), lan, control)
+    project.configure(SETTINGS)
+    (project.folder / "lan.ini").write_text(_inventory(lan))
+    return project
+
+
+@pytest.fixture(scope="module")
+def before(project: Deployment, lan: VirtualLan) -> dict[str, list[str]]:
+    """What was on the PCs before minga came."""
+    return {name: traces(pc) for name, pc in lan.pcs.items()}
+
+
+def table(printed: str) -> dict[str, str]:
+    """Return each PC's state in the table at the end."""
+    rows = printed.rpartition("PC    STATE")[2].partition("error[")[0]
+    return dict(re.findall(r"^(pc\d|gone) +(done|failed|unreachable|not started)", rows, re.M))
+
+
+def everybody_but_gone(state: str = "done") -> dict[str, str]:
+    return {"pc1": state, "pc2": state, "gone": "unreachable", "pc3": state} | {
+        "pc4": state,
+        "pc5": state,
+    }
+
+
+def test_check_tells_what_fresh_pcs_would_get(
+    project: Deployment, lan: VirtualLan, before: dict[str, list[str]]
+) -> None:
+    printed = project.make("deploy", "CHECK=1", expected=2)
+    assert "pc2 would get engine, compose of its distribution" in printed
+    assert table(printed) == everybody_but_gone()
+    assert "Error 3" in printed
+    for name, pc in lan.pcs.items():
+        found = differences(before[name], traces(pc))
+        assert [line for line in found if "/.ansible" not in line] == []
+
+
+def test_a_pc_without_docker_gets_it_from_its_distribution(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    bare = lan.pcs["pc2"]
+    assert bare.run("command -v dockerd", check=False).returncode != 0
+    assert changed(project.make("deploy", "LIMIT=pc2"))["pc2"] > 0
+    assert bare.sudo("systemctl is-enabled docker").stdout.strip() == "enabled"
+    share_images(bare, [pc for pc in lan.pcs.values() if pc is not bare])  # the wire has its test
+
+
+def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
+    started = {
+        name: pc.sudo("systemctl show -P MainPID docker").stdout for name, pc in lan.pcs.items()
+    }
+    seconds, _, printed = project.timed("deploy", expected=2)
+    note(mixed_hosts=len(lan.pcs), mixed_deploy_s=round(seconds, 1))
+    assert table(printed) == everybody_but_gone()
+    assert "No route to host" in printed
+    assert "make deploy LIMIT=gone" in printed
+    assert "Error 3" in printed
+    for name, pc in lan.pcs.items():
+        assert pc.sudo("systemctl show -P MainPID docker").stdout == started[name], "not restarted"
+        told = pc.file("/opt/minga/worker.env").read_text()
+        assert f"RANK={RANKS[name]}\n" in told, "gone keeps its place"
+        assert "WORLD_SIZE=8\n" in told
+    assert "MINGA_TRAIN_BATCH_SIZE=8\n" in lan.pcs["pc3"].file("/opt/minga/worker.env").read_text()
+    rules = lan.ps.sudo("firewall-cmd --permanent --list-rich-rules").stdout
+    assert all(f'"{pc.address}" port port="{PORT}"' in rules for pc in lan.pcs.values())
+
+
+def test_a_second_deploy_changes_nothing(project: Deployment, lan: VirtualLan) -> None:
+    printed = project.make("deploy", "LIMIT=!gone")
+    assert changed(printed) == dict.fromkeys(lan.pcs, 0)
+
+
+def test_somebody_elses_turn_is_respected(project: Deployment, lan: VirtualLan) -> None:
+    lock = "test -e /run/minga.lock"
+    assert lan.ps.sudo(lock, check=False).returncode == 1, "given back"
+    lan.ps.sudo("echo 'ben@lab, make deploy since noon' > /run/minga.lock")
+    refused = project.make("deploy", "LIMIT=pc1", expected=2)
+    assert "ben@lab, make deploy since noon" in refused
+    assert "Error 5" in refused
+    assert "FORCE=1" in refused
+    project.make("stop", "LIMIT=pc1", "FORCE=1")
+    assert lan.ps.sudo(lock, check=False).returncode == 1, "given back"
+
+
+def test_train_starts_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
+    printed = project.make("train", expected=2)
+    assert table(printed) == everybody_but_gone()
+    for rank in (*RANKS.values(), 7):
+        project.await_events("push", 1, rank=rank)
+    assert containers(lan.ps) == {"minga-ps": "running 0", "minga-worker": "running 0"}
+    status = project.make("status", expected=2)
+    assert "Error 3" in status
+    assert re.search(r"^gone .*unreachable", status, re.M)
+    assert status.count("minga-worker") == len(lan.pcs) + 1
+
+
+def test_a_stranger_finds_ssh_and_nothing_of_ours(project: Deployment, lan: VirtualLan) -> None:
+    listening = {each.port for each in lan.ps.listening()} | {PORT}
+    found = {
+        port
+        for port in listening
+        for address in (lan.ps.address, lan.ps.address6)
+        if lan.stranger.scan(address, port, 2.0) == "open"
+    }
+    assert found == {22}
+    assert PORT in {each.port for each in lan.ps.listening()}, "control: the ps is there"
+
+
+def test_the_ps_pc_off_and_on_again_resumes(project: Deployment, lan: VirtualLan) -> None:
+    lan.ps.power_off()
+    refused = project.make("train", "LIMIT=pc1,pc2", expected=2)
+    assert table(refused)["pc1"] == "unreachable"
+    assert table(refused)["pc2"] == "not started"
+    lan.ps.power_on()
+    project.await_events("resume", 1)
+    project.still_pushes()
+
+
+def test_stop_and_collect_take_what_is_there(project: Deployment, lan: VirtualLan) -> None:
+    refused = project.make("purge", expected=2)
+    assert "make stop collect" in refused
+    assert "Error 5" in refused
+    assert (project.run / "events.jsonl").exists(), "nothing is taken"
+    assert table(project.make("stop", expected=2)) == everybody_but_gone()
+    assert not any("running" in st for pc in lan.pcs.values() for st in containers(pc).values())
+    assert table(project.make("collect", expected=2)) == everybody_but_gone()
+    run = project.folder / "runs" / project.run_id
+    assert (run / "checkpoints" / "last.pth").exists()
+    assert len(list((run / "stats").glob("*_worker*.json"))) >= 3, "of several PCs"
+
+
+def test_purge_leaves_the_pcs_as_they_were(
+    project: Deployment, lan: VirtualLan, before: dict[str, list[str]]
+) -> None:
+    with_minga = differences(before["pc2"], traces(lan.pcs["pc2"]))
+    assert any("docker.io" in line for line in with_minga), "control: a difference shows"
+    assert table(project.make("purge", expected=2)) == everybody_but_gone()
+    found = [
+        f"{name} {line}"
+        for name, pc in lan.pcs.items()
+        for line in differences(before[name], traces(pc))
+    ]
+    note(purge_diff=found)
+    assert found == []
+    assert lan.pcs["pc2"].run("command -v docker", check=False).returncode != 0
