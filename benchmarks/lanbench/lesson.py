@@ -101,19 +101,22 @@ def by_minga(
             words = (step_s, "worker", *where, "--device=cpu", runs)
             there.start(rank, "lanbench.paced", *words, MINGA_TOKEN=str(identity.secret))
 
-        def events_so_far() -> list[dict[str, Any]]:
-            return [
-                event
-                for path in (there.folder / "runs").glob("*/events.jsonl")
-                for event in whole_lines(path)
-            ]
+        finish(there, lambda: reached(events_of(there), lesson.enough))
+        return points_of(events_of(there), len(steps_s))
 
-        finish(there, lambda: reached(events_so_far(), lesson.enough))
-        events = events_so_far()
+
+def events_of(there: Place) -> list[dict[str, Any]]:
+    """Return what the ps's run has told so far."""
+    paths = (there.folder / "runs").glob("*/events.jsonl")
+    return [event for path in paths for event in whole_lines(path)]
+
+
+def points_of(events: list[dict[str, Any]], workers: int) -> list[Point]:
+    """Return the validations of a run in which nobody was refused or lost."""
     old = [each for each in events if (each["kind"], each.get("reason")) == ("refused", "too old")]
     assert not old, "no PC is refused for being as slow as it is"
     joins = [seconds_of(each["time"]) for each in events if each["kind"] == "worker_join"]
-    assert len(joins) == len(steps_s), "nobody came twice"
+    assert len(joins) == workers, "nobody came twice"
     frozen = {  # when the weights were as they were judged: DDP's points have that time, too
         each["samples_done"]: seconds_of(each["time"]) - max(joins)
         for each in events
