@@ -16,10 +16,10 @@ from cluster.harness import Cluster, cluster, wait_until
 from minga.data.generated import generate
 
 SEEDS = int(os.environ.get("SEEDS", "5"))
-CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 40, 50, 50, 20
+CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 40, 50, 50, 10
 TRAIN = CLASSES * PER_CLASS
 KILLS = ("worker1", "session", "ps", "worker2", "session")
-STEP_S = 0.04
+STEP_S = 0.08
 MOST_POINTS_LOST = 0.01
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240 * (SEEDS + 1))]
