@@ -8,7 +8,7 @@ _NOT_COMPARED = (
     *("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/log", "/var/cache"),
     "/var/lib/apt/lists",
     "/var/lib/docker",  # a disk of its own in a virtual PC
-    "/var/lib/containerd/io.containerd.runtime.v2.task/moby",  # the engine's, from its first container
+    "/var/lib/containerd/io.containerd.runtime.v2.task/moby",  # the engine makes it
     "/var/lib/systemd",  # clocks and random seeds
     *("/etc/group-", "/etc/gshadow-", "/var/lib/dpkg"),  # backups; packages are listed themselves
     "/etc/firewalld/*/docker*.old",  # Docker's own, at each of its starts

@@ -90,19 +90,20 @@ def install_ps_points() -> None:
         if far(parameters, start):
             reach("session-in-reply")
 
-    def after_a_checkpoint(name: str) -> Callable[..., None]:
-        def check(*_: Any) -> None:
-            if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
-                reach(name)
+    def on_settle(accounts: Accounts, handle: Any, *_: Any) -> None:
+        if handle.pending is not None and accounts.ledger.counted:
+            reach("ps-in-epoch")  # applied, and not counted yet
 
-        return check
+    def on_sync(*_: Any) -> None:
+        if any(FOLDER.parent.glob("runs/*/checkpoints/last.pth")):
+            reach("ps-in-checkpoint")
 
     around(SharedParameters, "_renew_weights", before=on_renew)
     around(SharedParameters, "ahead", before=on_reply)
-    around(Accounts, "settle", before=after_a_checkpoint("ps-in-epoch"))
-    around(checkpoint.os, "fsync", before=after_a_checkpoint("ps-in-checkpoint"))
+    around(Accounts, "settle", before=on_settle)
+    around(checkpoint.os, "fsync", before=on_sync)
     around(Evaluation, "take", before=lambda *_: reach("ps-in-validation"))
-    around(Coordinator, "_prepare", before=lambda own, *_: own.accounts and reach("ps-in-join"))
+    around(Coordinator, "_known_sequence", before=lambda *_: reach("ps-in-join"))
 
 
 if "resource_tracker" not in " ".join(sys.orig_argv):
