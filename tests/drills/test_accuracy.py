@@ -10,9 +10,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-from drills.training import Faulty, complete, paced, sessions, start
+from drills.training import Faulty, complete, kill_and_restart, paced, start
 
-from cluster.harness import Cluster, cluster, wait_until
+from cluster.harness import Cluster, cluster
 from minga.data.generated import generate
 
 SEEDS = int(os.environ.get("SEEDS", "5"))
@@ -38,18 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_all_along(lan: Cluster) -> None:
-    """Kill each of KILLS at its time; what does not come back by itself is started again."""
+    """Kill each of KILLS at its time."""
     for number, victim in enumerate(KILLS, 1):
         due = number * EPOCHS * TRAIN // (len(KILLS) + 1)
         lan.wait_for("push", samples_done=lambda done, due=due: done > due)
-        if victim == "session":
-            wait_until(lambda: sessions(lan), "a session")[0].kill()
-            continue
-        lan.kill(victim)
-        if victim == "ps":
-            lan.start_ps(world_size=3)
-        else:
-            lan.start_worker(int(victim[-1]))
+        kill_and_restart(lan, victim)
 
 
 def accuracy_of(

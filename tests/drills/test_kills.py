@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drills.training import TRAIN, Faulty, complete, died, sessions, start
+from drills.training import TRAIN, Faulty, complete, died, kill_and_restart, start
 
 from cluster.harness import Cluster, cluster, wait_until
 from minga.ps.journal import audit
@@ -122,15 +122,7 @@ def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
         wait_until(
             lambda n=pushes: sum(event["kind"] == "push" for event in lan.events()) > n, "pushes"
         )
-        victim = chance.choice(["ps", "worker1", "worker2", "session"])
-        if victim == "session":
-            wait_until(lambda: sessions(lan), "a session")[0].kill()
-            continue
-        lan.kill(victim)
-        if victim == "ps":
-            lan.start_ps(world_size=3)
-        else:
-            lan.start_worker(int(victim[-1]))
+        kill_and_restart(lan, chance.choice(["ps", "worker1", "worker2", "session"]))
         pushes = sum(event["kind"] == "push" for event in lan.events())
     complete(lan, 1, 2, epochs=LONGER_EPOCHS)
 

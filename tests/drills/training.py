@@ -54,6 +54,18 @@ def sessions(lan: Cluster) -> list[psutil.Process]:
     return [session for server in ps.children() for session in server.children()]
 
 
+def kill_and_restart(lan: Cluster, victim: str) -> None:
+    """Kill ``ps``, ``worker<rank>`` or a ``session``, which comes back by itself."""
+    if victim == "session":
+        wait_until(lambda: sessions(lan), "a session")[0].kill()
+        return
+    lan.kill(victim)
+    if victim == "ps":
+        lan.start_ps(world_size=3)
+    else:
+        lan.start_worker(int(victim[-1]))
+
+
 def complete(
     lan: Cluster, *workers: int, samples: int = TRAIN, epochs: int = EPOCHS, seed: int = 0
 ) -> None:
