@@ -31,4 +31,4 @@ def pace(step_s: float) -> None:
 
 if __name__ == "__main__":
     pace(float(sys.argv.pop(1)))
-    main()
+    sys.exit(main())
