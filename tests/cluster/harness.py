@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from minga.ps.journal import Audit, audit
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
@@ -40,6 +42,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def sessions(ps: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return a ps's session processes: its fork server's children."""
+    servers = psutil.Process(ps.pid).children()
+    return [session for server in servers for session in server.children()]
 
 
 class Gate:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc
+from minga.ps.journal import Audit, audit
 from support import ROOT
 
 EPOCHS = 6
@@ -104,6 +107,17 @@ class StartedLan:
     def run_folder(self) -> Path:
         """Return the ps's folder of the newest run."""
         return max((self.folders[0] / "runs").iterdir())
+
+    def events(self, kind: str, **wanted: Any) -> list[dict[str, Any]]:
+        """Return the newest run's events of a kind with these fields so far; whole lines only."""
+        text = (self.run_folder() / "events.jsonl").read_text()
+        events = map(json.loads, text.rpartition("\n")[0].splitlines())
+        return [each for each in events if {"kind": kind, **wanted}.items() <= each.items()]
+
+    def audit(self, samples: int) -> Audit:
+        """Audit the newest run's journal; ``samples`` are the training set's."""
+        lines = (self.run_folder() / "journal.jsonl").read_text().splitlines()
+        return audit(lines, seed=0, samples=samples, epochs=self._epochs)
 
     def finish(self, limit_s: float = 200) -> None:
         """Wait until everybody has ended well."""

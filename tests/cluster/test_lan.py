@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from cluster.harness import wait_until
+from cluster.harness import sessions, wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import EPOCHS, StartedLan
 from minga.data.generated import generate
@@ -91,9 +90,7 @@ def test_the_start_scripts_train_a_lan_to_the_end(
     assert sorted(roles) == ["ps", "worker1", "worker2"]
     checkpoints = started.folders[0] / "checkpoints"
     assert sorted(each.name for each in checkpoints.iterdir()) == ["best.pth", "last.pth"]
-    found = audit(
-        (run / "journal.jsonl").read_text().splitlines(), seed=0, samples=TRAIN, epochs=EPOCHS
-    )
+    found = started.audit(TRAIN)
     assert found.exact, found.problems
 
     plain = subprocess.run(
@@ -133,24 +130,13 @@ def test_workers_come_back_when_their_session_is_killed(
 ) -> None:
     epochs = 3 * EPOCHS  # the run must not be over before the last kill
     started = StartedLan(lan, data, tmp_path, model="resnet18", epochs=epochs)
-    ps = psutil.Process(started.processes[0].pid)
-
-    def events(kind: str) -> list[dict]:
-        lines = (started.run_folder() / "events.jsonl").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["kind"] == kind]
-
+    events = started.events
     for kills in range(1, 4):
         joins = len(wait_until(lambda: events("worker_join"), "a worker"))
         wait_until(lambda: events("push"), "a push")
-        session = wait_until(lambda: _sessions(ps), "a session process")[0]
+        session = wait_until(lambda: sessions(started.processes[0]), "a session process")[0]
         session.kill()
         wait_until(lambda n=kills: len(events("worker_lost")) >= n, "the loss to be noticed")
         wait_until(lambda n=joins: len(events("worker_join")) > n, "the worker to come back")
     started.finish()
-    lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
-    assert audit(lines, seed=0, samples=TRAIN, epochs=epochs).exact
-
-
-def _sessions(ps: psutil.Process) -> list[psutil.Process]:
-    """Return the ps's session processes: the fork server's children."""
-    return [session for server in ps.children() for session in server.children()]
+    assert started.audit(TRAIN).exact

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,6 @@ from cluster.harness import wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import StartedLan
 from minga.data.generated import generate
-from minga.ps.journal import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
@@ -43,28 +40,24 @@ def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
 ) -> None:
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
     started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, step_s=0.25)
-
-    def events(kind: str, rank: int) -> list[dict[str, Any]]:
-        lines = (started.run_folder() / "events.jsonl").read_text().splitlines()
-        return [e for e in map(json.loads, lines) if (e["kind"], e.get("rank")) == (kind, rank)]
+    events = started.events
 
     def the_other_goes_on() -> None:
-        before = len(events("push", 1))
-        wait_until(lambda: len(events("push", 1)) > before + 3, "the other one to go on")
+        before = len(events("push", rank=1))
+        wait_until(lambda: len(events("push", rank=1)) > before + 3, "the other one to go on")
 
     def cut(name: str) -> None:
         wait_until(lambda: (tmp_path / "struck" / name).exists(), name)
         out_for_a_while(pcs[2], the_other_goes_on)
 
-    wait_until(lambda: events("push", 1), "a push of the first worker")
+    wait_until(lambda: events("push", rank=1), "a push of the first worker")
     points = ("at-worker-in-join", "at-worker-in-push")
     started.processes.append(started.join(pcs[2], **faults(*points)))
     cut(points[0])
-    wait_until(lambda: events("push", 2), "the worker to come in all the same")
+    wait_until(lambda: events("push", rank=2), "the worker to come in all the same")
     cut(points[1])
-    wait_until(lambda: len(events("worker_join", 2)) >= 2, "the worker to come back")
-    assert events("worker_lost", 2), "the second time it had been in"
-    assert not events("worker_lost", 1)
+    wait_until(lambda: len(events("worker_join", rank=2)) >= 2, "the worker to come back")
+    assert events("worker_lost", rank=2), "the second time it had been in"
+    assert not events("worker_lost", rank=1)
     started.finish(450)
-    lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
-    assert audit(lines, seed=0, samples=CLASSES * PER_CLASS, epochs=EPOCHS).exact
+    assert started.audit(CLASSES * PER_CLASS).exact

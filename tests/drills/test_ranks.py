@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from drills.training import complete, start
@@ -14,7 +12,6 @@ from cluster.harness import Cluster, cluster, wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import StartedLan
 from minga.data.generated import generate
-from minga.ps.journal import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -64,20 +61,16 @@ def pcs(tmp_path: Path) -> Iterator[list[VirtualPc]]:
 def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_path: Path) -> None:
     """The holder's cable is cut: nothing says goodbye, and silence alone makes it dead."""
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
-    epochs = 30
     started = StartedLan(
         pcs[:3],
         data,
         tmp_path,
         model="resnet18",
-        epochs=epochs,
+        epochs=30,
         step_s=0.25,
         MASTER_PORT=str(OTHER_PORT),
     )
-
-    def events(kind: str, **wanted: Any) -> list[dict[str, Any]]:
-        lines = (started.run_folder() / "events.jsonl").read_text().splitlines()
-        return [e for e in map(json.loads, lines) if {"kind": kind, **wanted}.items() <= e.items()]
+    events = started.events
 
     for rank in (1, 2):
         wait_until(lambda n=rank: events("push", rank=n), f"a push of worker {rank}")
@@ -94,6 +87,5 @@ def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_pat
     wait_until(lambda: len(events("worker_join", rank=held)) == 2, "the rank's new holder")
     for process in (started.processes[0], started.processes[2], heir):
         assert process.wait(300) == 0, [log.read_text() for log in started.logs]
-    lines = (started.run_folder() / "journal.jsonl").read_text().splitlines()
-    found = audit(lines, seed=0, samples=CLASSES * PER_CLASS, epochs=epochs)
+    found = started.audit(CLASSES * PER_CLASS)
     assert found.exact, found.problems

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-import psutil
-
-from cluster.harness import Cluster, wait_until
+from cluster.harness import Cluster, sessions, wait_until
 
 TRAIN, EPOCHS = 1442, 3
 SETTINGS = {
@@ -22,16 +20,14 @@ SETTINGS = {
     "ledger__lease_s": 15,
 }
 """A push of 11 MB after every step, and much of it: most of the time something is on its way."""
+STEP_S = 0.5
+
+Faulty = Callable[..., None]
 
 
 def paced(step_s: float) -> tuple[str, ...]:
     """Return the entry of a ``minga`` whose steps take no less: runs last, processors idle."""
     return ("-m", "lanbench.paced", str(step_s))
-
-
-STEP_S = 0.5
-
-Faulty = Callable[..., None]
 
 
 def start(lan: Cluster, *ranks: int) -> None:
@@ -48,16 +44,10 @@ def died(lan: Cluster, process: str, name: str) -> None:
     assert started.returncode == -signal.SIGKILL, lan.log(process)
 
 
-def sessions(lan: Cluster) -> list[psutil.Process]:
-    """Return the ps's session processes: the fork server's children."""
-    ps = psutil.Process(lan.processes["ps"].pid)
-    return [session for server in ps.children() for session in server.children()]
-
-
 def kill_and_restart(lan: Cluster, victim: str) -> None:
     """Kill ``ps``, ``worker<rank>`` or a ``session``, which comes back by itself."""
     if victim == "session":
-        wait_until(lambda: sessions(lan), "a session")[0].kill()
+        wait_until(lambda: sessions(lan.processes["ps"]), "a session")[0].kill()
         return
     lan.kill(victim)
     if victim == "ps":

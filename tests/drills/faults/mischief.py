@@ -49,7 +49,7 @@ def _on_the_way(chosen: list[str]) -> None:
         before[:] = [copy]
         return call
 
-    Link.start = start_in_disorder  # type: ignore[method-assign]
+    Link.start = start_in_disorder
 
 
 def _take_everything() -> None:
@@ -57,7 +57,7 @@ def _take_everything() -> None:
     from minga.ps.ledger import Ledger
 
     class Forgetful(dict[str, int]):
-        def get(self, *_: object) -> int:  # type: ignore[override]
+        def get(self, *_: object) -> int:
             return 0
 
     prepare = Accounts.__init__
@@ -66,15 +66,15 @@ def _take_everything() -> None:
         prepare(self, *arguments, **named)
         self.last_sequence = Forgetful()
 
-    Accounts.__init__ = prepare_forgetful  # type: ignore[method-assign]
-    Ledger.objection = lambda *_: None  # type: ignore[method-assign]
+    Accounts.__init__ = prepare_forgetful
+    Ledger.objection = lambda *_: None
     count = Ledger.count
 
     def count_what_is_leased(self: Ledger, spans: Any, now_s: float) -> None:
         if all(span.lease in self._leases for span in spans):
             count(self, spans, now_s)
 
-    Ledger.count = count_what_is_leased  # type: ignore[method-assign]
+    Ledger.count = count_what_is_leased
 
 
 def _lose_pushes() -> None:
@@ -87,4 +87,4 @@ def _lose_pushes() -> None:
             update = replace(update, scale=0.0)
         return apply(self, update, push_id=push_id, slot=slot)
 
-    SharedParameters.apply = apply_few  # type: ignore[method-assign]
+    SharedParameters.apply = apply_few

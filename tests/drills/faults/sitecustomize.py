@@ -63,7 +63,7 @@ def install_worker_points() -> None:
             reach("worker-in-push")
         return call
 
-    Link.start = start_and_reach  # type: ignore[method-assign]
+    Link.start = start_and_reach
     around(Join, "report_data", before=lambda *_: reach("worker-in-join"))
     around(Replica, "step", before=lambda *_: reach("worker-in-compute"))
     around(Exchange, "rebase", before=lambda *_: reach("worker-in-reply"))
