@@ -23,9 +23,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from minga.console import results, show_error
+from minga.console import results
 from minga.deploy.answers import spread_out
-from minga.deploy.image import ROOT
+from minga.deploy.image import ROOT, run
 from minga.errors import Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
 
 ANSIBLE = ROOT / "ansible"
@@ -57,24 +57,17 @@ class Outcome:
     endings: Sequence[Ending] = field(default=())
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the playbook; return 0, or the exit status that fits what went wrong."""
+def main(words: Sequence[str]) -> None:
+    """Run the playbook and show how it ended; raise what :func:`judge` finds wrong."""
     verb = Path(words[-1]).stem
-    try:
-        with _alone(verb) as holder, _password(words) as safe_words:
-            outcome = _play(safe_words, verb, holder)
-        if outcome.status in _INTERRUPTED:
-            return 130
-        if outcome.endings and not outcome.refused_by:
-            _show(outcome.endings)
-        if error := judge(verb, outcome):
-            raise error
-    except MingaError as error:
-        show_error(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with _alone(verb) as holder, _password(words) as safe_words:
+        outcome = _play(safe_words, verb, holder)
+    if outcome.status in _INTERRUPTED:
+        raise KeyboardInterrupt
+    if outcome.endings and not outcome.refused_by:
+        _show(outcome.endings)
+    if error := judge(verb, outcome):
+        raise error
 
 
 def judge(verb: str, outcome: Outcome) -> MingaError | None:
@@ -186,4 +179,4 @@ def _alone(verb: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(lambda: main(sys.argv[1:])))
