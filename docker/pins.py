@@ -9,7 +9,7 @@ from pathlib import Path
 def pins(project: str, constraints: str) -> list[str]:
     """Return the constraints' lines of the project's own dependencies, extras left out."""
     lines = tomllib.loads(project)["project"]["dependencies"]
-    names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+    names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     exact = [line for line in constraints.splitlines() if "==" in line]
     return sorted(line for line in exact if line.split("==")[0].lower() in names)
 

@@ -22,7 +22,7 @@ _REFUSING = ("inventory", "lock", "uncollected")
 """Roles that fail before anything is done on any PC; it is not the PC's failure."""
 
 
-class CallbackModule(CallbackBase):  # type: ignore[misc]
+class CallbackModule(CallbackBase):
     """One reason per PC: the first thing that went wrong there and was not put right."""
 
     CALLBACK_VERSION = 2.0

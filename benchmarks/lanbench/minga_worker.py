@@ -29,7 +29,7 @@ def trainer_of(settings: Settings, subject: Subject, step_s: float) -> Trainer:
     return Trainer(
         settings,
         image_data(subject),
-        replica=lambda: Replica(subject, step_s),  # type: ignore[arg-type, return-value]
+        replica=lambda: Replica(subject, step_s),
         batch_size=BATCH,
         leaving=threading.Event(),
         progress=lambda shown: None,

@@ -26,7 +26,7 @@ def pace(step_s: float) -> None:
             time.sleep(left_s)
         return loss
 
-    Replica.step = step  # type: ignore[method-assign]
+    Replica.step = step
 
 
 if __name__ == "__main__":

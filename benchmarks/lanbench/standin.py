@@ -122,4 +122,4 @@ def image_data(subject: Subject) -> ImageData:
     """Return the stand-in data set."""
     classes = tuple(str(number) for number in range(subject.classes))
     train, val = Split(subject.train, subject.classes), Split(1000, subject.classes)
-    return ImageData(classes, train, val, subject.image_size)  # type: ignore[arg-type]
+    return ImageData(classes, train, val, subject.image_size)

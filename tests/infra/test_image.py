@@ -19,7 +19,7 @@ from support import ROOT
 zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
 pytest.importorskip("docker", reason="make lint installs it")
 
-from minga.deploy import check, image, status  # noqa: E402
+from minga.deploy import check, image, status  # noqa: E402  (they import what may be missing)
 from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
 from minga.deploy.staging import Staging  # noqa: E402
 from minga.errors import Unreachable  # noqa: E402
@@ -98,7 +98,7 @@ def _unpacked(folder: Path) -> dict[str, bytes]:
         with zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True) as reader:
             plain = reader.read()
     with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
-        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        return {m.name: archive.extractfile(m).read() for m in archive}
 
 
 @pytest.mark.parametrize("saved", [_saved_by_20, _saved_by_29])
@@ -107,12 +107,12 @@ def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_missing(
     saved: object, compression: str, tmp_path: Path
 ) -> None:
     staging = Staging(tmp_path)
-    small = staging.take(saved(), CHAIN)  # type: ignore[operator]
+    small = staging.take(saved(), CHAIN)
     config = small[json.loads(small["manifest.json"])[0]["Config"]]
     assert config == CONFIG
     assert not staging.lacks(CHAIN)
 
-    parcel = staging.parcel(CHAIN[2:], config, "minga:1", compression)  # type: ignore[arg-type]
+    parcel = staging.parcel(CHAIN[2:], config, "minga:1", compression)
 
     files = _unpacked(parcel.folder)
     manifest = json.loads(files["manifest.json"])[0]
@@ -296,7 +296,7 @@ def test_deploy_is_told_what_it_cannot_mend_and_nothing_else(
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(answers)))
     check.require()
     assert capsys.readouterr().out.startswith("Python 3.6 is too old: 3.8 or newer is needed. on b")
-    answers["pcs"]["b"]["ssh"] = {"unreachable": True, "msg": "No route to host"}  # type: ignore[index]
+    answers["pcs"]["b"]["ssh"] = {"unreachable": True, "msg": "No route to host"}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(answers)))
     check.require()
     assert capsys.readouterr().out == "", "Ansible says so itself"

@@ -122,7 +122,7 @@ class Plug:
         answer = self.exec(*words, timeout_s=limit_s + 20).strip()
         if answer not in ("open", "closed", "filtered"):
             raise CommandError(f"scan of {address} port {port} said {answer!r}")
-        return answer  # type: ignore[return-value]
+        return answer
 
 
 def _way_out_mtu() -> int:

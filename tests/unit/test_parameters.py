@@ -94,7 +94,7 @@ def push_and_die(parameters: SharedParameters, stores: int) -> None:
                 damage(parameters, value)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    parameters._store = store_and_count  # type: ignore[method-assign]
+    parameters._store = store_and_count
     push(parameters)
 
 
@@ -129,7 +129,7 @@ def push_without_lock(
             half_way.set()
             go_on.wait(30)
 
-    parameters._store = store_and_wait  # type: ignore[method-assign]
+    parameters._store = store_and_wait
     push(parameters)
 
 

@@ -55,8 +55,8 @@ def test_a_playbook_that_fails_by_itself_is_a_failure() -> None:
 def _hold(lock: Path, started: object, done: object) -> None:
     play.LOCK = lock
     with play._alone("deploy"):
-        started.set()  # type: ignore[attr-defined]
-        done.wait(30)  # type: ignore[attr-defined]
+        started.set()
+        done.wait(30)
 
 
 def test_one_at_a_time_from_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

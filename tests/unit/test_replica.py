@@ -24,7 +24,7 @@ def _seeded() -> None:
 
 
 def replica(model: nn.Module | None = None, **options: float | None) -> Replica:
-    chosen = OptimizerConfig(**options)  # type: ignore[arg-type]
+    chosen = OptimizerConfig(**options)
     return Replica(model or build_model("small-cnn", 10, 8, seed=0), chosen, CPU)
 
 
@@ -231,7 +231,7 @@ def test_buffers_that_are_no_statistics_come_back_as_they_are() -> None:
             self.last = nn.Linear(3, 10)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.normal(x).mean((2, 3)))  # type: ignore[no-any-return]
+            return self.last(self.normal(x).mean((2, 3)))
 
     combined = combine_statistics([replica(Shifted()).batch_statistics([images(4), images(3)])])
 

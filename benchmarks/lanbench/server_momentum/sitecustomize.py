@@ -34,4 +34,4 @@ def apply(self: SharedParameters, update: Update, *, push_id: int, slot: int) ->
         )
 
 
-SharedParameters.apply = apply  # type: ignore[method-assign]
+SharedParameters.apply = apply
