@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from lan.control import ControlDocker
-from lan.places import IMAGES
+from lan.places import IMAGES, empty_images
 from lan.prepare import Prepared, prepare
-from lan.shell import sh
 from lan.virtual import PS_AND_TWO_WORKERS, VirtualLan
 
 
@@ -44,14 +43,12 @@ def lan(prepared: Prepared, request: pytest.FixtureRequest) -> Iterator[VirtualL
 @pytest.fixture(scope="session")
 def images() -> Iterator[Path]:
     """Where the image stays that several test files deploy; MINGA_LAN_KEEP=1: also after them."""
-
-    def empty() -> None:
-        if not os.environ.get("MINGA_LAN_KEEP"):
-            sh("rm", "-rf", "--one-file-system", str(IMAGES), timeout_s=300)
-
-    empty()
+    keep = bool(os.environ.get("MINGA_LAN_KEEP"))
+    if not keep:
+        empty_images()
     yield IMAGES
-    empty()
+    if not keep:
+        empty_images()
 
 
 @pytest.fixture(scope="module")

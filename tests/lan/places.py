@@ -60,6 +60,12 @@ def alone() -> Iterator[None]:
             sweep()
 
 
+def empty_images() -> None:
+    """Remove the images that are kept between LANs."""
+    with alone():  # a killed run's dockerd, and its mounts, may still hold them
+        sh("rm", "-rf", "--one-file-system", str(IMAGES), timeout_s=300)
+
+
 def let_the_pcs_out() -> None:
     """Let PCs reach the package mirror through the host, and frames cross the bridge."""
     before = {}
@@ -113,9 +119,10 @@ def _unmount_all() -> None:
             sh("umount", place, check=False)
         return not _mounts()
 
-    wait_for(f"mounts below {STATE} and {RUN} to go", none_left, 20)
+    wait_for(f"mounts below {STATE}, {RUN} and {IMAGES} to go", none_left, 20)
 
 
 def _mounts() -> list[str]:
+    ours = tuple(f"{folder}/" for folder in (STATE, RUN, IMAGES))
     places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    return [place for place in places if place.startswith((f"{STATE}/", f"{RUN}/"))]
+    return [place for place in places if place.startswith(ours)]

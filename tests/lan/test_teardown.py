@@ -22,9 +22,10 @@ pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 ONE_PC = """
 import time
 from lan.control import ControlDocker
+from lan.places import IMAGES
 from lan.pc import PcSpec
 from lan.virtual import VirtualLan
-with VirtualLan([PcSpec("pc1", 11)]) as lan, ControlDocker():
+with VirtualLan([PcSpec("pc1", 11)]) as lan, ControlDocker(IMAGES / "teardown"):
     print("up", flush=True)
     time.sleep(600)
 """
@@ -34,7 +35,7 @@ def _traces() -> list[str]:
     """Return what of a LAN is on the host: processes, mounts, links, rules, folders, groups."""
     mounts = Path("/proc/mounts").read_text().splitlines()
     links = sh("ip", "-o", "link").stdout.splitlines()
-    found = [line for line in mounts if "minga-lan/" in line or "/netns/minga-" in line]
+    found = [line for line in mounts if "minga-lan" in line or "/netns/minga-" in line]
     found += [line for line in links if places.BRIDGE in line or " mg-" in line]
     found += [line for line in sh("iptables-save").stdout.splitlines() if places.BRIDGE in line]
     found += [str(place) for place in (places.STATE, places.RUN) if place.exists()]
@@ -62,7 +63,7 @@ def _start_a_lan() -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_end_takes_everything_along(
-    prepared: Prepared, ending: signal.Signals
+    prepared: Prepared, images: Path, ending: signal.Signals
 ) -> None:
     before = _sysctls()
     with _start_a_lan() as process:
@@ -73,7 +74,9 @@ def test_a_run_that_is_told_to_end_takes_everything_along(
     assert _sysctls() == before
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next_one(prepared: Prepared) -> None:
+def test_what_a_killed_run_left_is_removed_by_the_next_one(
+    prepared: Prepared, images: Path
+) -> None:
     before = _sysctls()
     with _start_a_lan() as process:
         with pytest.raises(CommandError, match="is up already"), VirtualLan([]):
