@@ -135,6 +135,27 @@ def codec_table() -> str:
     )
 
 
+def gpu_table() -> str:
+    """Return what a worker trains on a GPU, beside the training step alone."""
+    titles = ["model", "side", "decoding threads", "step alone, images/s", "whole worker, images/s"]
+    return table(
+        [*titles, "encode", "rebase", "H"],
+        (
+            [
+                row["model"],
+                f"{row['image_size']} px",
+                str(row["decode_threads"]),
+                f"{row['step_images_per_s']:,.0f}",
+                f"{row['worker_images_per_s']:,.0f} ({row['share']:.0%})",
+                f"{row['encode_ms']:.1f} ms",
+                f"{row['rebase_ms']:.1f} ms",
+                f"{row['steps_per_push']:.0f}",
+            ]
+            for row in results("gpu")["rows"]
+        ),
+    )
+
+
 def session_table() -> str:
     """Return what one session costs."""
     ways = {
@@ -186,6 +207,7 @@ def accuracy_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "session": session_table,
     "codec": codec_table,
+    "gpu": gpu_table,
     "lan-resnet18": lambda: lan_table("resnet18"),
     "lan-resnet50": lambda: lan_table("resnet50"),
     "lan-bound": bound_table,

@@ -144,6 +144,7 @@ class Cluster:
         *flags: str,
         name: str | None = None,
         port: int | None = None,
+        device: str = "cpu",
         entry: tuple[str, ...] | None = None,
     ) -> None:
         """Start a worker under the name ``worker<rank>``, perhaps by another entry."""
@@ -152,7 +153,7 @@ class Cluster:
             "--address=127.0.0.1",
             f"--port={port or self.port}",
             f"--rank={rank}",
-            "--device=cpu",
+            f"--device={device}",
             f"--runs={self.folder / 'elsewhere' / 'runs'}",
             *flags,
             name=name or f"worker{rank}",

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minga import models
-from minga.algorithm.codec import CHUNK, CODECS, apply_delta, encode_push, make_codec
+from minga.algorithm.codec import CODECS, GPU_CHUNK, apply_delta, encode_push, make_codec
 from minga.config import OptimizerConfig
 from minga.worker.replica import Replica, pick_device
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="this PC has no NVIDIA GPU")
 
-NUMEL = CHUNK + 700
+NUMEL = GPU_CHUNK + 700
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -18,7 +18,9 @@ CODECS = ("none", "bf16", "int8")
 BLOCK = 256
 """Values that share one scale in the int8 codec."""
 CHUNK = 262_144
-"""Values that are worked on at a time; a multiple of BLOCK."""
+"""Values that a processor works on at a time: they stay in its cache. A multiple of BLOCK."""
+GPU_CHUNK = 64 * CHUNK
+"""A GPU's: each chunk costs some twenty kernel launches, which take longer than small chunks."""
 
 _EXPONENT_MIN = -100
 """Keeps decoded values out of the denormals, which some devices flush to zero."""
@@ -28,10 +30,10 @@ _ROUND_UP = 0x01FFFF
 """Carries a mantissa above 127/64 into the exponent: such a value needs twice the scale."""
 
 
-def chunks(numel: int) -> Iterator[tuple[int, int]]:
+def chunks(numel: int, chunk: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Yield ``(start, stop)`` of every chunk of a vector."""
-    for start in range(0, numel, CHUNK):
-        yield start, min(start + CHUNK, numel)
+    for start in range(0, numel, chunk):
+        yield start, min(start + chunk, numel)
 
 
 class Codec(ABC):
@@ -40,21 +42,27 @@ class Codec(ABC):
     Attributes:
         numel: length of the vectors.
         nbytes: length of a payload, a flat uint8 tensor.
+        chunk: values that are worked on at a time.
     """
 
     def __init__(self, numel: int, nbytes: int, device: torch.device | str) -> None:
         self.numel = numel
         self.nbytes = nbytes
         self.device = torch.device(device)
-        padded = -(-min(numel, CHUNK) // BLOCK) * BLOCK
+        self.chunk = min(numel, CHUNK if self.device.type == "cpu" else GPU_CHUNK)
+        padded = -(-self.chunk // BLOCK) * BLOCK
         self._scratch = torch.empty(padded, device=device)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(start, stop)`` of every chunk of its vectors."""
+        return chunks(self.numel, self.chunk)
 
     @abstractmethod
     def encode(self, values: Tensor, payload: Tensor, start: int) -> None:
         """Write the encoded values into their place in the payload.
 
         Args:
-            values: fp32 [n <= CHUNK], the vector's values from ``start`` on.
+            values: fp32 [n <= chunk], the vector's values from ``start`` on.
             payload: uint8 [nbytes].
             start: a multiple of BLOCK.
         """
@@ -155,8 +163,8 @@ def encode_push(
     Error feedback (Karimireddy 2019): payloads plus residual add up to what was to be sent.
     ``base``, ``local``, ``residual`` are fp32 [numel], on the codec's device.
     """
-    moved = torch.empty(min(codec.numel, CHUNK), device=codec.device)
-    for start, stop in chunks(codec.numel):
+    moved = torch.empty(codec.chunk, device=codec.device)
+    for start, stop in codec.chunks():
         part = slice(start, stop)
         wanted = residual[part].add_(torch.sub(base[part], local[part], out=moved[: stop - start]))
         codec.encode(wanted, payload, start)
@@ -177,7 +185,7 @@ def encode_reply(
         reference: fp32 [numel], the weights that the worker holds; changed.
         payload: uint8 [nbytes]; written.
     """
-    for start, stop in chunks(codec.numel):
+    for start, stop in codec.chunks():
         held = reference[start:stop]
         codec.encode(ahead(start, held), payload, start)
         held.add_(codec.decode(payload, start, stop))
@@ -185,7 +193,7 @@ def encode_reply(
 
 def apply_delta(codec: Codec, payload: Tensor, target: Tensor) -> None:
     """Add the decoded payload to ``target``, fp32 [numel]."""
-    for start, stop in chunks(codec.numel):
+    for start, stop in codec.chunks():
         target[start:stop].add_(codec.decode(payload, start, stop))
 
 
@@ -202,7 +210,7 @@ def rebase(codec: Codec, payload: Tensor, base: Tensor, pushed: Tensor, weights:
         pushed: fp32 [numel], the weights when the push was encoded.
         weights: fp32 [numel]; changed. Without steps in between they become the base.
     """
-    for start, stop in chunks(codec.numel):
+    for start, stop in codec.chunks():
         part = slice(start, stop)
         base[part].add_(codec.decode(payload, start, stop))
         weights[part].sub_(pushed[part]).add_(base[part])
@@ -211,7 +219,7 @@ def rebase(codec: Codec, payload: Tensor, base: Tensor, pushed: Tensor, weights:
 def payload_norm(codec: Codec, payload: Tensor) -> float:
     """Return the L2 norm of the decoded payload; nan if any value or the norm is not finite."""
     squares = 0.0
-    for start, stop in chunks(codec.numel):
+    for start, stop in codec.chunks():
         values = codec.decode(payload, start, stop)
         squares += float(torch.dot(values, values))
     return math.sqrt(squares) if math.isfinite(squares) else math.nan

@@ -20,6 +20,8 @@ SMALL = 64
 """Images of up to so many pixels a side keep their size and stay in RAM once decoded."""
 
 _CACHE_BYTES = 2 << 30
+MOST_THREADS = 4
+"""More take Python's lock from the training thread: 8 and 16 made a GPU's worker slower."""
 _BAD_SHARE = 0.01
 _BAD_ALWAYS_ALLOWED = 3
 _MARGIN = 256 / 224
@@ -69,7 +71,7 @@ class Split:
         if size <= SMALL and len(self) * size * size * 3 <= _CACHE_BYTES:
             self._cache = np.zeros((len(self), size, size, 3), dtype=np.uint8)
         self._cached = np.zeros(len(self), dtype=np.bool_)
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "minga-decode")
+        self._pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "minga-decode")
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -93,15 +95,27 @@ class Split:
             DataError: more than 1 % of the split (and more than 3 images) are unreadable.
         """
         if self.size > SMALL:
-            rows = [None] * len(indices) if numbers is None else list(numbers)
-            images = np.stack(list(self._pool.map(self._view, indices, rows)))
+            images = self._large(indices, numbers)
         else:
             images = self._small(indices)
             if numbers is not None:
-                images = padded_crop(images, numbers)
-        if numbers is not None:
-            images = flip(images, numbers)
+                images = flip(padded_crop(images, numbers), numbers)
         return images, self.labels[self._stand_in[indices]]
+
+    def _large(self, indices: npt.NDArray[np.int64], numbers: Draws | None) -> Images:
+        """Decode, cut and mirror: all of it side by side, as it takes longer than a GPU's step."""
+        images = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+
+        def fill(row: int) -> None:
+            if numbers is None:
+                images[row] = self._view(indices[row])
+            else:
+                images[row] = self._view(indices[row], numbers[row])
+                flip(images[row : row + 1], numbers[row : row + 1])
+
+        for _ in self._pool.map(fill, range(len(indices))):
+            continue
+        return images
 
     def _small(self, indices: npt.NDArray[np.int64]) -> Images:
         if self._cache is None:

@@ -170,9 +170,10 @@ class Replica:
     def _shown(self, images: Tensor) -> Tensor:
         """Bring uint8 images to the device and normalise them there."""
         there = images.to(self._device, non_blocking=True)
-        if self._mixed:
-            there = there.contiguous(memory_format=torch.channels_last)
-        return there.float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+        order = torch.channels_last if self._mixed else torch.contiguous_format
+        return (
+            there.contiguous(memory_format=order).float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed)

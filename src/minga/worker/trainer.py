@@ -122,6 +122,7 @@ class Trainer:
             seed=settings.train.seed,
             batch_size=batch_size,
             augment=settings.data.augment,
+            pinned=self._replica.weights.is_cuda,
         )
         numel = self._replica.weights.numel()
         self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
