@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from support import ROOT
 zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
 pytest.importorskip("docker", reason="make lint installs it")
 
-from minga.deploy import check, image, status  # noqa: E402  (they import what may be missing)
+from minga.deploy import check, image, saving, status  # noqa: E402  (they import what may be missing)
 from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
 from minga.deploy.staging import Staging  # noqa: E402
 from minga.errors import Unreachable  # noqa: E402
@@ -163,6 +164,58 @@ def test_layers_of_one_size_are_found_when_nothing_is_skipped(
     assert not staging.lacks(chain)
 
 
+class _Engine:
+    """A Docker client whose containers hold this tar below /opt; stands for its own ``api``."""
+
+    def __init__(self, content: bytes) -> None:
+        self.api = self
+        self.containers = 0
+        self._content = content
+
+    def create_container(self, tag: str) -> dict[str, str]:
+        self.containers += 1
+        return {"Id": tag}
+
+    def get_archive(self, container: str, folder: str) -> tuple[Iterator[bytes], object]:
+        assert folder == "/opt"
+        size = 700
+        return (self._content[at : at + size] for at in range(0, len(self._content), size)), None
+
+    def remove_container(self, container: str) -> None:
+        self.containers -= 1
+
+
+def _code_and_stack() -> tuple[bytes, bytes]:
+    """Return a layer of code, and how a container with it and a venv is copied."""
+    code = {"opt/minga/src/minga/a.py": b"a = 1\n" * 300, "opt/minga/src/minga/b.py": b"b\n"}
+    whole = _tar({**code, "opt/minga/venv/\0": b"", "opt/minga/venv/x": bytes(9000)}).getvalue()
+    return whole.partition(b"opt/minga/venv/")[0] + bytes(1024), whole
+
+
+def test_the_code_s_layer_is_copied_out_of_a_container(tmp_path: Path) -> None:
+    layer, copied = _code_and_stack()
+    chain, engine = [*CHAIN[:2], _digest(layer)], _Engine(copied)
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    staging.take(saving.topmost(engine, "minga:2"), chain)
+    assert not staging.lacks(chain)
+    assert engine.containers == 0
+    attrs = {"Created": "now", "Config": {"Labels": {"minga.build": "2"}}}
+    config = json.loads(image.next_config(CONFIG, chain, attrs))
+    assert (config["rootfs"]["diff_ids"], config["config"]) == (chain, attrs["Config"])
+    parcel = staging.parcel(chain[2:], json.dumps(config).encode(), "minga:2", "zst")
+    assert layer in _unpacked(parcel.folder).values()
+
+
+def test_a_copy_that_is_no_layer_is_not_taken_for_one(tmp_path: Path) -> None:
+    layer, copied = _code_and_stack()
+    chain = [*CHAIN[:2], _digest(layer)]
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    staging.take(saving.topmost(_Engine(copied[512:]), "minga:2"), chain)
+    assert staging.lacks(chain)
+
+
 def test_pruning_keeps_the_layers_of_the_image(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     staging.take(_saved_by_20(), CHAIN)
@@ -234,7 +287,7 @@ def test_the_image_gets_the_pins_of_what_runs_and_of_nothing_else() -> None:
 
 def test_the_engines_stream_reads_as_a_file() -> None:
     chunks = iter([b"abc", b"", b"defgh"])
-    assert io.BufferedReader(image._Chunks(chunks), 4).read() == b"abcdefgh"
+    assert io.BufferedReader(saving.Chunks(chunks), 4).read() == b"abcdefgh"
 
 
 def test_the_tools_do_not_import_torch() -> None:

@@ -6,13 +6,13 @@ the layers of the images that a host has, and prints where the pieces for it are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from docker.utils.build import exclude_paths
 
 from minga import __version__
 from minga.console import results, show_error, talk
-from minga.deploy.layers import missing_layers
+from minga.deploy.layers import chain, missing_layers
+from minga.deploy.saving import saved, topmost
 from minga.deploy.staging import Compression, Staging
 from minga.errors import Hint, MingaError, RunFailed, Unreachable
 
@@ -74,7 +75,7 @@ def build() -> None:
         version=__version__,
         size_bytes=found.attrs["Size"],
     )
-    _stage(client, image)
+    _stage(client, image, found.attrs)
     results().print(f"{tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
 
 
@@ -172,7 +173,7 @@ def _build(client: Any, tag: str, digest: str) -> None:
     talk().print(f"built in {time.monotonic() - started_s:.0f} s")
 
 
-def _stage(client: Any, image: Image) -> None:
+def _stage(client: Any, image: Image, attrs: Mapping[str, Any]) -> None:
     """Compress the layers that are not staged yet, and note what the image is."""
     staging = Staging(STAGED)
     known = json.loads(CURRENT.read_text()) if CURRENT.exists() else None
@@ -180,47 +181,51 @@ def _stage(client: Any, image: Image) -> None:
         return
     CURRENT.unlink(missing_ok=True)
     staging.prune(image.layers)
-    talk().print("Staging the layers (torch's takes a minute, once)")
     started_s = time.monotonic()
-    small = staging.take(_saved(client, image.tag), image.layers)
+    before = CONFIG.read_bytes() if CONFIG.exists() else None
+    if before and len(chain(before)) == len(image.layers) and not staging.lacks(image.layers[:-1]):
+        with contextlib.suppress(DockerException):
+            staging.take(topmost(client, image.tag), image.layers)
+    if before is None or staging.lacks(image.layers):
+        talk().print("Staging the layers (torch's takes a minute, once)")
+        config = _take_all(staging, client, image)
+    else:
+        config = next_config(before, image.layers, attrs)
+    CONFIG.write_bytes(config)
+    CURRENT.write_text(json.dumps(asdict(image), indent=2) + "\n")
+    talk().print(f"staged in {time.monotonic() - started_s:.0f} s")
+
+
+def _take_all(staging: Staging, client: Any, image: Image) -> bytes:
+    """Stage what ``docker save`` writes; return the image's configuration."""
+    small = staging.take(saved(client, image.tag), image.layers)
     if staging.lacks(image.layers):
-        small = staging.take(_saved(client, image.tag), image.layers, skip_staged=False)
+        small = staging.take(saved(client, image.tag), image.layers, skip_staged=False)
     if staging.lacks(image.layers):
         raise RunFailed(
             f"docker save {image.tag} does not hold the layers that docker inspect names",
             code="image-save",
             hints=(Hint("which engine?", "docker version"),),
         )
-    CONFIG.write_bytes(small[json.loads(small["manifest.json"])[0]["Config"]])
-    CURRENT.write_text(json.dumps(asdict(image), indent=2) + "\n")
-    talk().print(f"staged in {time.monotonic() - started_s:.0f} s")
+    return small[json.loads(small["manifest.json"])[0]["Config"]]
 
 
-def _saved(client: Any, tag: str) -> io.BufferedReader:
-    return io.BufferedReader(_Chunks(client.api.get_image(tag)), 1 << 20)
+def next_config(before: bytes, layers: Sequence[str], attrs: Mapping[str, Any]) -> bytes:
+    """Return a configuration for an image of other code, from that of the image before.
 
+    Its id is another than this PC's engine has given the image: hosts are asked for layers.
 
-class _Chunks(io.RawIOBase):
-    """An iterator of bytes as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with some of the next bytes; 0 at the end."""
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = chunk
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+    Args:
+        before: a configuration of as many layers.
+        layers: digests of the image's layers, lowest first.
+        attrs: what the engine says of the image (``docker image inspect``).
+    """
+    config = json.loads(before)
+    for past in ("container", "container_config"):
+        config.pop(past, None)
+    rootfs = {"type": "layers", "diff_ids": list(layers)}
+    config |= {"created": attrs["Created"], "config": attrs["Config"], "rootfs": rootfs}
+    return json.dumps(config).encode()
 
 
 def run(command: Callable[[], object]) -> int:
