@@ -15,7 +15,7 @@ from minga.data.generated import generate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 30, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 14, 30
 RATE = "200mbit"
 """A push of 11 MB is on its way for half a second."""
 

@@ -23,9 +23,12 @@ from minga.ps.journal import audit
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 WORKER = ("join", "compute", "push", "reply", "validation")
+JOINS_EPOCHS = 4
+"""As long as the joins of a worker that dies five times."""
+FREEZE_EPOCHS = 3
 PS = ("checkpoint", "epoch", "join", "validation")
 SESSION = ("apply", "reply")
-KILLS, LONGER_EPOCHS = 5, 5
+KILLS = 5
 FROZEN_S = 20
 MOST_WAIT_S = 1.0
 
@@ -35,6 +38,7 @@ def utc(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
+@pytest.mark.parametrize("lan", [{"train__epochs": JOINS_EPOCHS}], indirect=True)
 def test_a_worker_killed_at_each_point_comes_back(lan: Cluster, faulty: Faulty) -> None:
     names = [f"worker-in-{point}" for point in WORKER]
     lan.start_ps(world_size=3)
@@ -43,7 +47,7 @@ def test_a_worker_killed_at_each_point_comes_back(lan: Cluster, faulty: Faulty) 
         faulty(lambda: lan.start_worker(1), *names)
         died(lan, "worker1", name)
     lan.start_worker(1)
-    complete(lan, 1, 2)
+    complete(lan, 1, 2, epochs=JOINS_EPOCHS)
     (first, _) = sorted(lan.summary()["workers"], key=lambda each: each["rank"])
     assert first["joins"] >= len(names)
     lost = [event for event in lan.events() if event["kind"] == "worker_lost"]
@@ -92,7 +96,9 @@ def test_ps_and_all_workers_killed_at_once_go_on(lan: Cluster) -> None:
     assert lan.summary()["resumed_from"] > 0
 
 
-@pytest.mark.parametrize("lan", [{"ledger__lease_s": s} for s in (60, 15)], indirect=True)
+@pytest.mark.parametrize(
+    "lan", [{"ledger__lease_s": s, "train__epochs": FREEZE_EPOCHS} for s in (60, 15)], indirect=True
+)
 def test_a_worker_frozen_for_a_while_comes_back(lan: Cluster) -> None:
     """Once for less than its lease, once for longer."""
     start(lan, 1, 2)
@@ -106,10 +112,10 @@ def test_a_worker_frozen_for_a_while_comes_back(lan: Cluster) -> None:
     wait_until(lambda: time.monotonic() > frozen_until_s, "the frost to be over")
     lan.kill("worker1", signal.SIGCONT)
     lan.wait_for("worker_join", rank=1, generation=lambda number: number > 2)
-    complete(lan, 1, 2)
+    complete(lan, 1, 2, epochs=FREEZE_EPOCHS)
 
 
-@pytest.mark.parametrize("lan", [{"train__epochs": LONGER_EPOCHS}], indirect=True)
+@pytest.mark.parametrize("lan", [{"train__epochs": JOINS_EPOCHS}], indirect=True)
 def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
     seed = random.SystemRandom().randrange(1000)
     print(f"the kills of seed {seed}")
@@ -124,7 +130,7 @@ def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
         )
         kill_and_restart(lan, chance.choice(["ps", "worker1", "worker2", "session"]))
         pushes = sum(event["kind"] == "push" for event in lan.events())
-    complete(lan, 1, 2, epochs=LONGER_EPOCHS)
+    complete(lan, 1, 2, epochs=JOINS_EPOCHS)
 
 
 def test_a_control_without_the_ledger_would_be_seen(tmp_path: Path, digits: Path) -> None:

@@ -16,7 +16,7 @@ from minga.data.generated import generate
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 CLASSES, PER_CLASS = 5, 80
-LONGER_EPOCHS = 5
+LONGER_EPOCHS = 3
 REFUSED = 5
 OTHER_PORT = 30105
 
@@ -66,7 +66,7 @@ def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_pat
         data,
         tmp_path,
         model="resnet18",
-        epochs=30,
+        epochs=16,
         step_s=0.25,
         MASTER_PORT=str(OTHER_PORT),
     )

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from cluster.harness import Cluster, sessions, wait_until
 
-TRAIN, EPOCHS = 1442, 3
+TRAIN, EPOCHS = 1442, 2
 SETTINGS = {
     "model__name": "resnet18",
     "model__stem": "stock",
     "train__epochs": EPOCHS,
-    "train__batch_size": 16,
+    "train__batch_size": 32,
     "exchange__local_steps": 1,
     "evaluation__every_epochs": 0.5,
     "evaluation__recalibration_images": 128,
