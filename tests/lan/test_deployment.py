@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from support import ROOT
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 
+CUT_S = 60.0
 INTRUDER = """
 import sys
 from minga.errors import Refused
@@ -64,7 +66,8 @@ def test_deploy_provisions_pcs_that_have_nothing_but_docker(
     project: Deployment, lan: VirtualLan
 ) -> None:
     build_s, _, _ = project.timed("image")
-    image = json.loads((project.folder / "build" / "image" / "current.json").read_text())
+    staged = project.folder / "build" / "image" / "default"
+    image = json.loads((staged / "current.json").read_text())
     deploy_s, deploy_bytes, printed = project.timed("deploy")
     assert set(changed(printed)) == set(lan.pcs)
     note(
@@ -162,16 +165,37 @@ def test_a_worker_pc_powered_off_and_on_comes_back_by_itself(
     project.still_pushes()
 
 
+def test_a_pc_cut_off_for_a_minute_costs_its_own_share(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    worker, joins = lan.workers[1], len(project.events("worker_join"))
+    worker.cut()
+    until_s = time.monotonic() + CUT_S
+    project.await_events("worker_lost", 1, rank=2)
+    project.still_pushes()
+    wait_for("the cut to be over", lambda: time.monotonic() > until_s, CUT_S)
+    worker.mend()
+    wait_for("worker 2", lambda: len(project.events("worker_join")) > joins, 180)
+    assert project.events("worker_join")[-1]["rank"] == 2
+
+
+def test_the_ps_pc_powered_off_and_on_resumes(project: Deployment, lan: VirtualLan) -> None:
+    lan.ps.power_off()
+    lan.ps.power_on()
+    project.await_events("resume", 1)
+    project.still_pushes()
+
+
 def test_stop_in_mid_epoch_and_train_goes_on(project: Deployment, lan: VirtualLan) -> None:
     run_id, counted = project.run_id, project.events("push")[-1]["samples_done"]
     assert counted < TRAIN * EPOCHS, "the run is not over yet"
     project.make("stop")
     assert all("running" not in state for pc in lan.pcs.values() for state in containers(pc))
     assert (project.run / "checkpoints" / "last.pth").exists()
-    assert not project.events("resume")
+    resumes = len(project.events("resume"))
     project.make("train")
     assert project.run_id == run_id
-    resumed = project.await_events("resume", 1)
+    resumed = project.await_events("resume", resumes + 1)
     assert resumed["samples_done"] >= counted, "not from the beginning"
     assert resumed["repeated_pushes"] == 0, "stopped, not killed: nothing is repeated"
 

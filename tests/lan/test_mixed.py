@@ -13,6 +13,7 @@ import pytest
 from lan.control import ControlDocker
 from lan.deployment import PORT, Deployment, changed, containers, note
 from lan.pc import PcSpec, VirtualPc, share_images
+from lan.shell import wait_for
 from lan.traces import differences, traces
 from lan.virtual import VirtualLan
 from lan.walls import put_up_firewalld, put_up_ufw
@@ -32,9 +33,9 @@ RANKS = {"pc1": 1, "pc2": 2, "pc3": 4, "pc4": 5, "pc5": 6}
 """gone has 3; the second worker of pc5 has 7."""
 SETTINGS = {
     "model": {"name": "small-cnn"},
-    "train": {"epochs": 400, "batch_size": 16},
+    "train": {"epochs": 4000, "batch_size": 16},
     "exchange": {"local_steps": 2},
-    "evaluation": {"every_epochs": 400},
+    "evaluation": {"every_epochs": 4000},
     "checkpoint": {"every_s": 3},
 }
 
@@ -100,6 +101,18 @@ def everybody_but_gone(state: str = "done") -> dict[str, str]:
     }
 
 
+def everybody_pushes(project: Deployment) -> None:
+    """Wait until each worker has pushed from now on."""
+    seen = len(project.events("push"))
+    missing = {*RANKS.values(), 7}
+
+    def all_have() -> bool:
+        missing.difference_update(push["rank"] for push in project.events("push")[seen:])
+        return not missing
+
+    wait_for(f"pushes of ranks {missing}", all_have, 240)
+
+
 def test_check_tells_what_fresh_pcs_would_get(
     project: Deployment, lan: VirtualLan, before: dict[str, list[str]]
 ) -> None:
@@ -162,8 +175,7 @@ def test_somebody_elses_turn_is_respected(project: Deployment, lan: VirtualLan) 
 def test_train_starts_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
     printed = project.make("train", expected=2)
     assert table(printed) == everybody_but_gone()
-    for rank in (*RANKS.values(), 7):
-        project.await_events("push", 1, rank=rank)
+    everybody_pushes(project)
     assert containers(lan.ps) == {"minga-ps": "running 0", "minga-worker": "running 0"}
     status = project.make("status", expected=2)
     assert "Error 3" in status
@@ -183,14 +195,27 @@ def test_a_stranger_finds_ssh_and_nothing_of_ours(project: Deployment, lan: Virt
     assert PORT in {each.port for each in lan.ps.listening()}, "control: the ps is there"
 
 
-def test_the_ps_pc_off_and_on_again_resumes(project: Deployment, lan: VirtualLan) -> None:
+def test_docker_restarted_on_a_pc_costs_it_a_join(project: Deployment, lan: VirtualLan) -> None:
+    own = [each for each in project.events("worker_join") if each["rank"] == RANKS["pc4"]]
+    lan.pcs["pc4"].sudo("systemctl restart docker", timeout_s=120)
+    project.await_events("worker_join", len(own) + 1, rank=RANKS["pc4"])
+    everybody_pushes(project)
+
+
+def test_all_pcs_off_and_on_again_resume(project: Deployment, lan: VirtualLan) -> None:
     lan.ps.power_off()
     refused = project.make("train", "LIMIT=pc1,pc2", expected=2)
     assert table(refused)["pc1"] == "unreachable"
     assert table(refused)["pc2"] == "not started"
-    lan.ps.power_on()
+    for pc in lan.pcs.values():
+        if pc is not lan.ps:
+            pc.power_off()
+    for pc in lan.pcs.values():
+        pc.power_on(wait=False)
+    for pc in lan.pcs.values():
+        pc.wait_until_ready()
     project.await_events("resume", 1)
-    project.still_pushes()
+    everybody_pushes(project)
 
 
 def test_stop_and_collect_take_what_is_there(project: Deployment, lan: VirtualLan) -> None:
