@@ -62,7 +62,7 @@ check: .venv/.minga-deploy ## Tell what every PC lacks, and the command that men
 	@$(BIN)/python -m minga.deploy.check $(if $(JSON),--json)
 
 image: .venv/.minga-deploy ## Build the image of ps and workers
-	$(BIN)/python -m minga.deploy.image build
+	$(BIN)/python -m minga.deploy.image build --inventory $(INVENTORY)
 
 deploy: image ## Bring image, data, firewall rules, settings to every PC of inventory.ini
 	$(BIN)/python -m minga.deploy.identity

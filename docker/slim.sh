@@ -5,9 +5,10 @@
 set -eu
 cd "$1"/lib/python3.*/site-packages
 
-rm -r triton                                         # torch.compile only
+rm -rf triton                                        # torch.compile only; not in every torch
 rm -r torch/include torch/share
 rm -f torch/bin/protoc*
+mkdir -p nvidia                                      # a torch without CUDA has none
 find nvidia -type d -name include -prune -exec rm -r {} +
 find . -name '*.a' -delete
 find nvidia -name '*.bc' -delete                     # nvshmem's device code

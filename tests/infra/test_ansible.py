@@ -81,7 +81,7 @@ A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
         ),
         (
             A + "b ansible_host=10.0.0.2 cuda=cu12\n",
-            "b: INVENTORY says cuda=cu12, which is no image of minga's. Write one of default, or",
+            "b: INVENTORY says cuda=cu12, which is no image of minga's. Write one of",
         ),
         (
             A + "b ansible_host=10.0.0.2\n",

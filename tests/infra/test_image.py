@@ -12,18 +12,24 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 
 from support import ROOT
 
 zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
 pytest.importorskip("docker", reason="make lint installs it")
 
-from minga.deploy import check, image, saving, status  # noqa: E402  (they import what may be missing)
+from docker.errors import ImageNotFound  # noqa: E402
+
+from minga.deploy import image, saving  # noqa: E402  (they import what may be missing)
 from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
 from minga.deploy.staging import Staging  # noqa: E402
-from minga.errors import Unreachable  # noqa: E402
+from minga.deploy.variants import VARIANTS  # noqa: E402
+from minga.errors import UsageError  # noqa: E402
 
 # -- which layers
 
@@ -270,6 +276,59 @@ def test_a_build_is_the_same_when_something_else_changes(sources: Path) -> None:
     assert image.build_digest(sources) == before
 
 
+class _Builder:
+    """A Docker client that notes what it is asked to build; stands for its own parts."""
+
+    def __init__(self) -> None:
+        self.api = self.images = self
+        self.asked: dict[str, Any] = {}
+
+    def get(self, tag: str) -> Any:
+        if tag != self.asked.get("tag"):
+            raise ImageNotFound(tag)
+        return SimpleNamespace(id="i", attrs={"RootFS": {"Layers": ["a"]}, "Size": 1})
+
+    def build(self, **asked: Any) -> Iterator[dict[str, str]]:
+        self.asked = asked
+        return iter([{"stream": "Step 1\n"}])
+
+
+def _asked(variant: str) -> dict[str, Any]:
+    builder = _Builder()
+    image._built(builder, variant, "https://wheels.example/whl/")
+    return builder.asked
+
+
+def test_each_variant_is_built_with_its_own_torch_and_tells_what_it_needs() -> None:
+    told = {variant: _asked(variant) for variant in VARIANTS}
+    arguments = {variant: asked["buildargs"] for variant, asked in told.items()}
+    assert {a["CUDA"] for a in arguments.values()} == {"13.2", "12.6", "none"}
+    assert arguments["cu126"]["MIN_DRIVER"] == "525"
+    assert "WHEELS" not in arguments["default"]
+    assert arguments["cpu"]["WHEELS"] == "https://wheels.example/whl/cpu"
+    assert len({a["TORCH"] for a in arguments.values()}) == 1
+    assert len({asked["tag"] for asked in told.values()}) == len(VARIANTS)
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for name in arguments["cpu"].keys() - set(image._PROXIES):
+        assert f"\nARG {name}" in dockerfile
+    assert f"ARG CUDA={VARIANTS['default'].cuda}" in dockerfile, "docker build by hand"
+
+
+def test_the_inventory_says_which_images_there_are_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "lan.ini"
+    path.write_text(
+        "[ps]\na\n[workers]\nb cuda=cpu\nc cuda=odd\n[all:vars]\nwheels=https://w/whl\n"
+    )
+    assert image.wanted_of(image.hosts_of(path)) == (["default", "cpu"], "https://w/whl")
+    path.write_text("[ps]\na cuda=cpu\n[workers]\na\n")
+    with pytest.raises(UsageError, match=r"^a has cuda=cpu: ") as raised:
+        image.wanted_of(image.hosts_of(path))
+    assert raised.value.code == "wheels-unknown"
+    assert image.wanted_of(image.hosts_of(tmp_path / "nowhere.ini")) == (["default"], "")
+    common = yaml.safe_load((ROOT / "ansible" / "group_vars" / "all.yml").read_text())
+    assert common["minga_variants"] == list(VARIANTS)
+
+
 def test_the_image_gets_the_pins_of_what_runs_and_of_nothing_else() -> None:
     files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
     shown = subprocess.run(
@@ -294,62 +353,3 @@ def test_the_tools_do_not_import_torch() -> None:
     code = "import sys, minga.deploy.image, minga.deploy.identity, minga.deploy.status as s\n"
     code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", timeout=60, check=True)
-
-
-# -- status
-
-
-def test_the_status_says_of_every_pc_what_it_does_or_why_nothing() -> None:
-    line = "minga-ps minga:1 Up 2 minutes"
-    assert list(status.rows_of("a", {"rc": 0, "stdout_lines": [line]})) == [
-        ("a", "minga-ps", "Up 2 minutes", "minga:1")
-    ]
-    for answer, state in (
-        ({"unreachable": True}, "unreachable"),
-        ({}, "not asked"),
-        ({"rc": 2, "stderr": "permission denied"}, "permission denied"),
-        ({"rc": 0, "stdout_lines": []}, "none: make deploy, make train"),
-    ):
-        assert [row[2] for row in status.rows_of("a", answer)] == [state]
-
-
-# -- check
-
-
-def _answers(**pc: object) -> dict[str, object]:
-    facts = {"rc": 2, "msg": "Missing sudo password"}
-    asked = {"address": "10.0.0.2", "user": "ana", "roles": ["worker"], "facts": facts, **pc}
-    here = {"machine": "x86_64", "data": {}}
-    return {"port": "30005", "ps": "a", "variants": ["default"], "here": here, "pcs": {"b": asked}}
-
-
-def test_the_check_shows_rows_and_commands_and_names_who_is_not_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(check, "CURRENT", tmp_path / "none")
-    answers = _answers(ssh={"stdout": "python=Python 3.13.5\n"})
-    monkeypatch.setattr(check, "read_answers", lambda _: answers)
-    with pytest.raises(Unreachable, match=r"^not ready: b$"):
-        check.check()
-    shown = capsys.readouterr().out
-    assert "  PASS  python        3.13.5\n  FAIL  sudo " in shown
-    assert "on b:  echo 'ana ALL=(ALL) NOPASSWD: ALL' | sudo tee /etc/sudoers.d/minga\n" in shown
-    with pytest.raises(Unreachable):
-        check.check(json_=True)
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False
-    assert [row["state"] for row in told["pcs"]["b"]] == ["PASS", "PASS", "FAIL"]
-
-
-def test_deploy_is_told_what_it_cannot_mend_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(check, "CURRENT", tmp_path / "none")
-    answers = _answers(ssh={"stdout": "python=Python 3.6\n"})
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(answers)))
-    check.require()
-    assert capsys.readouterr().out.startswith("Python 3.6 is too old: 3.8 or newer is needed. on b")
-    answers["pcs"]["b"]["ssh"] = {"unreachable": True, "msg": "No route to host"}
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(answers)))
-    check.require()
-    assert capsys.readouterr().out == "", "Ansible says so itself"

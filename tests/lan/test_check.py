@@ -226,10 +226,12 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     (plugins / "docker-compose").write_text(_OLD_COMPOSE)
     (plugins / "docker-compose").chmod(0o755)
     image = project.folder / "build" / "image"
-    (image / "layers").mkdir(parents=True)
-    (image / "current.json").write_text(json.dumps({"layers": ["sha256:aa"], "tag": "minga:x"}))
+    for folder in ("layers", "default"):
+        (image / folder).mkdir(parents=True)
+    current, config = (image / "default" / name for name in ("current.json", "config.json"))
+    current.write_text(json.dumps({"layers": ["sha256:aa"], "tag": "minga:x"}))
     (image / "layers" / f"aa-{10**15}.zst").touch()
-    (image / "config.json").write_text('{"architecture": "arm64"}')
+    config.write_text('{"architecture": "arm64"}')
     before = on_disk(lan)
     with held_port(lan.ps) as pid:
         told = " ".join(project.make("-o", "image", "deploy", expected=2).split())
@@ -237,15 +239,15 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert f"pc1 (10.77.0.11): x86_64, but the image is built for {_other_machine()}" in told
     assert "2000000.0 GB are needed" in told
     assert f"on pc1: sudo kill {pid}" in told
-    assert "here: device=cpu # after pc2 in the inventory" in told
+    assert "here: cuda=cu126 # after pc2 in the inventory" in told
     assert {"disk", "architecture", "gpu"} <= states(rows["pc2"], "FAIL")
     assert rows["bare"]["compose"]["detail"] == "2.17.3: 2.18 or newer is needed"
     assert on_disk(lan) == before
 
     (plugins / "docker-compose").unlink()
     (image / "layers" / f"aa-{10**15}.zst").rename(image / "layers" / "aa-1000.zst")
-    (image / "config.json").write_text('{"architecture": "amd64"}')
-    with edited(project.inventory, ("10.77.0.12", "10.77.0.12 device=cpu")):
+    config.write_text('{"architecture": "amd64"}')
+    with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
     assert "left alone" in rows["pc2"]["gpu"]["detail"]

@@ -11,7 +11,8 @@ import pytest
 
 from minga.deploy.connecting import HERE
 from minga.deploy.packages import compose_command, docker_command
-from minga.deploy.preflight import VARIANTS, Row, Wanted, numbers, rows_of, suitable
+from minga.deploy.preflight import Row, Wanted, rows_of
+from minga.deploy.variants import VARIANTS, numbers, suitable
 from support import ROOT
 
 DATA = {"files": 10, "size_bytes": 3 * 10**9, "digest": "d"}
@@ -55,8 +56,7 @@ ASKED: dict[str, Any] = {
 WANTED = Wanted(
     machine="x86_64",
     ps="pc1",
-    image_built=True,
-    layers=("os", "torch", "code"),
+    layers={"default": ("os", "torch", "code")},
     layer_bytes={"os": 10**8, "torch": 4 * 10**9, "code": 10**6},
     data={"set": DATA},
 )

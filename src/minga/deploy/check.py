@@ -6,6 +6,7 @@ PC's answers from stdin instead: ``make deploy`` asks it before it touches the P
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,9 @@ from rich.text import Text
 from minga.console import results
 from minga.deploy.answers import read_answers, spread_out
 from minga.deploy.connecting import HERE
-from minga.deploy.image import CONFIG, CURRENT, STAGED, run
+from minga.deploy.image import STAGED, described, run
 from minga.deploy.preflight import Row, Wanted, rows_of
+from minga.deploy.variants import VARIANTS
 from minga.errors import Hint, Unreachable
 
 _STYLES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
@@ -121,18 +123,21 @@ def _decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
-    """Return what is to be deployed: the image as it was built last, the data of this PC."""
+    """Return what is to be deployed: the images as they were built last, the data of this PC."""
     here = answers["here"]
     basis = {"port": int(answers["port"]), "ps": answers["ps"], "data": here["data"]}
     basis["variants"] = answers["variants"]
-    if not CURRENT.exists():
+    images = {}
+    for variant in VARIANTS:
+        with contextlib.suppress(FileNotFoundError):
+            images[variant] = described(variant)
+    if not images:
         return Wanted(machine=here["machine"], **basis)
     pieces = (path.stem.partition("-") for path in (staged / "layers").glob("*.zst"))
-    architecture = json.loads(CONFIG.read_text())["architecture"]
+    architecture = json.loads(next(config for _, config in images.values()))["architecture"]
     return Wanted(
         machine=_MACHINES.get(architecture, architecture),
-        image_built=True,
-        layers=json.loads(CURRENT.read_text())["layers"],
+        layers={variant: current["layers"] for variant, (current, _) in images.items()},
         layer_bytes={f"sha256:{digest}": int(size) for digest, _, size in pieces},
         **basis,
     )

@@ -1,7 +1,7 @@
-"""``python -m minga.deploy.image``: build the image, and lay out what a host lacks of it.
+"""``python -m minga.deploy.image``: build the images, and lay out what a host lacks of its own.
 
-``build`` leaves ``build/image/current.json`` for the playbooks; ``export`` reads from stdin
-the layers of the images that a host has, and prints where the pieces for it are.
+``build`` leaves ``build/image/<variant>/current.json`` for the playbooks; ``export`` reads from
+stdin the layers of the images that a host has, and prints where the pieces for it are.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,13 @@ from minga.console import results, show_error, talk
 from minga.deploy.layers import chain, missing_layers
 from minga.deploy.saving import saved, topmost
 from minga.deploy.staging import Compression, Staging
-from minga.errors import Hint, MingaError, RunFailed, Unreachable
+from minga.deploy.variants import DEFAULT, VARIANTS, build_arguments
+from minga.errors import Hint, MingaError, RunFailed, Unreachable, UsageError
 
 ROOT = Path(__file__).parents[3]
 STAGED = ROOT / "build" / "image"
-CURRENT = STAGED / "current.json"
-CONFIG = STAGED / "config.json"
 
+_CURRENT, _CONFIG = "current.json", "config.json"
 _DOCKERFILE = "docker/Dockerfile"
 _NAME = "minga"
 _BUILD_LABEL = "minga.build"
@@ -57,48 +58,81 @@ class Image:
 
 
 @app.command
-def build() -> None:
-    """Build the image if its files changed, and stage its layers for the hosts."""
+def build(*, inventory: Path | None = None) -> None:
+    """Build the images whose files changed, and stage their layers for the hosts.
+
+    Args:
+        inventory: whose PCs say which images (``cuda=``); without one it is the default alone.
+    """
     client = _engine()
-    digest = build_digest(ROOT)
-    tag = f"{_NAME}:{__version__}-{digest}"
-    try:
-        found = client.images.get(tag)
-    except ImageNotFound:
-        _build(client, tag, digest)
-        found = client.images.get(tag)
-    image = Image(
-        tag=tag,
-        build=digest,
-        image_id=found.id,
-        layers=found.attrs["RootFS"]["Layers"],
-        version=__version__,
-        size_bytes=found.attrs["Size"],
-    )
-    _stage(client, image, found.attrs)
-    results().print(f"{tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
+    wanted, wheels = wanted_of(hosts_of(inventory)) if inventory else ([DEFAULT], "")
+    built = {variant: _built(client, variant, wheels) for variant in wanted}
+    Staging(STAGED).prune(layer for image, _ in built.values() for layer in image.layers)
+    for variant, (image, attrs) in built.items():
+        _stage(client, variant, image, attrs)
+        results().print(f"{image.tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
 
 
 @app.command
-def inspect() -> None:
-    """Print what the image is that would be sent, as JSON."""
-    results().print(CURRENT.read_text(), markup=False, soft_wrap=True)
-
-
-@app.command
-def export(*, compression: Compression = "zst") -> None:
+def export(*, variant: str = DEFAULT, compression: Compression = "zst") -> None:
     """Lay out the pieces that a host lacks; print their folder as JSON.
 
     Stdin: a JSON list with the layers (``RootFS.Layers``) of each image that the host has.
 
     Args:
+        variant: the host's.
         compression: zst, or gz for engines before Docker 23.
     """
-    current = json.loads(CURRENT.read_text())
+    current, config = described(variant)
     layers = missing_layers(json.load(sys.stdin), current["layers"])
-    parcel = Staging(STAGED).parcel(layers, CONFIG.read_bytes(), current["tag"], compression)
+    parcel = Staging(STAGED).parcel(layers, config, current["tag"], compression)
     answer = {"folder": str(parcel.folder), "layers": len(layers), "size_bytes": parcel.size_bytes}
     results().print(json.dumps(answer), markup=False, soft_wrap=True)
+
+
+def described(variant: str) -> tuple[dict[str, Any], bytes]:
+    """Return what the playbooks are told of an image, and its configuration.
+
+    Raises:
+        FileNotFoundError: it is not built.
+    """
+    folder = STAGED / variant
+    return json.loads((folder / _CURRENT).read_text()), (folder / _CONFIG).read_bytes()
+
+
+def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
+    """Return the variants that these PCs' variables ask for, and where the wheels are.
+
+    A ``cuda=`` that there is not is left to the playbook, which refuses it by name.
+
+    Raises:
+        UsageError: ``wheels-unknown``: an image needs PyTorch's own wheels and nobody says where
+            they are.
+    """
+    asked = {str(each.get("cuda", DEFAULT)): name for name, each in hosts.items()}
+    wanted = [name for name in VARIANTS if name in asked] or [DEFAULT]
+    wheels = next((str(each["wheels"]) for each in hosts.values() if "wheels" in each), "")
+    if wanted != [DEFAULT] and not wheels:
+        special = next(name for name in wanted if name != DEFAULT)
+        raise UsageError(
+            f"{asked[special]} has cuda={special}: its image takes torch from PyTorch's own "
+            "wheels, and the inventory does not say where they are",
+            code="wheels-unknown",
+            hints=(
+                Hint("under [all:vars], as pytorch.org prints it", "wheels=https://.../whl"),
+                Hint("the image that needs none", f"take cuda={special} off {asked[special]}"),
+            ),
+        )
+    return wanted, wheels
+
+
+def hosts_of(inventory: Path) -> dict[str, dict[str, Any]]:
+    """Return each PC's variables, as Ansible reads the inventory; none if it cannot."""
+    command = str(Path(sys.executable).with_name("ansible-inventory"))
+    words = [command, "--inventory", str(inventory), "--list"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    found: dict[str, dict[str, Any]] = json.loads(told.stdout or "{}").get("_meta", {})
+    return found.get("hostvars", {})
 
 
 def build_digest(root: Path) -> str:
@@ -140,13 +174,33 @@ def _engine() -> Any:
     return client
 
 
-def _build(client: Any, tag: str, digest: str) -> None:
+def _built(client: Any, variant: str, wheels: str) -> tuple[Image, dict[str, Any]]:
+    """Return an image, built if there is none of these files, and what the engine says of it."""
+    digest = build_digest(ROOT)
+    tag = f"{_NAME}:{__version__}-{digest}" + (f"-{variant}" if variant != DEFAULT else "")
+    try:
+        found = client.images.get(tag)
+    except ImageNotFound:
+        _build(client, tag, {"BUILD": digest, **build_arguments(variant, wheels)})
+        found = client.images.get(tag)
+    image = Image(
+        tag=tag,
+        build=digest,
+        image_id=found.id,
+        layers=found.attrs["RootFS"]["Layers"],
+        version=__version__,
+        size_bytes=found.attrs["Size"],
+    )
+    return image, found.attrs
+
+
+def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
     """Build and show the engine's words as they come."""
     started_s = time.monotonic()
     arguments = {
         "TORCH": torch_pin((ROOT / "constraints.txt").read_text()),
         "VERSION": __version__,
-        "BUILD": digest,
+        **own,
     }
     proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
     words = client.api.build(
@@ -173,16 +227,17 @@ def _build(client: Any, tag: str, digest: str) -> None:
     talk().print(f"built in {time.monotonic() - started_s:.0f} s")
 
 
-def _stage(client: Any, image: Image, attrs: Mapping[str, Any]) -> None:
+def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) -> None:
     """Compress the layers that are not staged yet, and note what the image is."""
-    staging = Staging(STAGED)
-    known = json.loads(CURRENT.read_text()) if CURRENT.exists() else None
-    if known == asdict(image) and not staging.lacks(image.layers):
-        return
-    CURRENT.unlink(missing_ok=True)
-    staging.prune(image.layers)
+    staging, folder = Staging(STAGED), STAGED / variant
+    folder.mkdir(exist_ok=True)
+    note, kept = folder / _CURRENT, folder / _CONFIG
+    if note.exists():
+        if json.loads(note.read_text()) == asdict(image) and not staging.lacks(image.layers):
+            return
+        note.unlink()
     started_s = time.monotonic()
-    before = CONFIG.read_bytes() if CONFIG.exists() else None
+    before = kept.read_bytes() if kept.exists() else None
     if before and len(chain(before)) == len(image.layers) and not staging.lacks(image.layers[:-1]):
         with contextlib.suppress(DockerException):
             staging.take(topmost(client, image.tag), image.layers)
@@ -191,8 +246,8 @@ def _stage(client: Any, image: Image, attrs: Mapping[str, Any]) -> None:
         config = _take_all(staging, client, image)
     else:
         config = next_config(before, image.layers, attrs)
-    CONFIG.write_bytes(config)
-    CURRENT.write_text(json.dumps(asdict(image), indent=2) + "\n")
+    kept.write_bytes(config)
+    note.write_text(json.dumps(asdict(image), indent=2) + "\n")
     talk().print(f"staged in {time.monotonic() - started_s:.0f} s")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from minga.deploy.connecting import HERE, ssh_problem, sudo_problem
 from minga.deploy.layers import missing_layers
 from minga.deploy.packages import by_deploy, compose_command, docker_command
+from minga.deploy.variants import DEFAULT, VARIANTS, Variant, numbers, suitable
 
 State = Literal["PASS", "WARN", "FAIL"]
 Facts = Mapping[str, Any]
@@ -28,29 +29,6 @@ BY_DEPLOY = ("ufw", "firewalld", "nftables")
 MIN_PYTHON = (3, 8)
 MIN_DOCKER = (20, 10)
 MIN_COMPOSE = (2, 18)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """What an image's CUDA needs: the driver, and the oldest and newest cards it has code for."""
-
-    driver: int
-    oldest: tuple[int, int]
-    newest: tuple[int, int]
-
-    def suits(self, card: Mapping[str, str]) -> bool:
-        """Tell whether a card with its driver can train with it."""
-        generation = numbers(card["capability"]) or self.oldest
-        driver = numbers(card["driver"])
-        return driver[:1] >= (self.driver,) and self.oldest <= generation <= self.newest
-
-
-VARIANTS: Mapping[str, Variant | None] = {
-    "default": Variant(580, (7, 5), (99, 0)),
-    "cu126": Variant(525, (5, 0), (9, 0)),
-    "cpu": None,
-}
-"""The values of the inventory's ``cuda=``, as far as there are such images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +50,8 @@ class Wanted:
     machine: str
     port: int = 30005
     ps: str = ""
-    image_built: bool = False
-    layers: Sequence[str] = ()
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of the images that are built, by variant."""
     layer_bytes: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     variants: Sequence[str] = tuple(VARIANTS)
@@ -114,12 +92,6 @@ def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ite
         yield from _data(pc, asked, facts, wanted)
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: (26, 1, 5) for ``26.1.5+dfsg1``."""
-    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip())
-    return tuple(map(int, found[1].split("."))) if found else ()
-
-
 def _python(pc: str, asked: Mapping[str, Any]) -> Row:
     said = str(asked["ssh"].get("stdout", ""))
     found = re.search(r"^python=Python (\S+)", said, flags=re.MULTILINE)
@@ -144,7 +116,7 @@ def _machine(pc: str, facts: Facts, wanted: Wanted) -> Row:
 
 
 def _disk(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row:
-    needs = {"docker": _image_bytes(facts, wanted), "minga": 0}
+    needs = {"docker": _image_bytes(asked, facts, wanted), "minga": 0}
     if "worker" in asked["roles"] and not asked.get("data_folder"):
         needs["minga"] = sum(
             theirs["size_bytes"]
@@ -165,16 +137,18 @@ def _disk(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Ro
         fix = "sudo docker system df; sudo du -xh --max-depth=2 / 2>/dev/null | sort -h | tail -20"
         return Row(pc, "disk", "FAIL", f"{detail}; this shows what takes room", pc, fix)
     free = min(disks[name]["free_bytes"] for name in needs)
-    assumed = "" if wanted.image_built else " (no image is built yet: taken as 5 GB)"
+    built = (asked.get("cuda") or DEFAULT) in wanted.layers
+    assumed = "" if built else " (no image is built yet: taken as 5 GB)"
     detail = f"{_gigabytes(free)} free, {_gigabytes(sum(needs.values()))} needed{assumed}"
     return Row(pc, "disk", "PASS", detail)
 
 
-def _image_bytes(facts: Facts, wanted: Wanted) -> int:
-    """Return what the image takes while it comes: each missing layer twice."""
-    if not wanted.image_built:
+def _image_bytes(asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> int:
+    """Return what the PC's image takes while it comes: each missing layer twice."""
+    layers = wanted.layers.get(asked.get("cuda") or DEFAULT)
+    if layers is None:
         return 2 * IMAGE_BYTES
-    missing = missing_layers(facts["docker"]["images"], wanted.layers)
+    missing = missing_layers(facts["docker"]["images"], layers)
     return 2 * sum(wanted.layer_bytes.get(layer, 0) for layer in missing)
 
 
@@ -224,11 +198,11 @@ def _absent(pc: str, check: str, what: str, system: Facts) -> Row:
 
 
 def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row:
-    gpu, chosen = facts["gpu"], asked.get("cuda") or "default"
+    gpu, chosen = facts["gpu"], asked.get("cuda") or DEFAULT
     cards, variant = gpu["cards"], VARIANTS.get(chosen)
     if not gpu["bus"] and not cards:
         return Row(pc, "gpu", "PASS", "none of NVIDIA's: it trains on its CPU")
-    if asked.get("device") == "cpu" or variant is None:
+    if asked.get("device") == "cpu" or variant is None or not variant.cuda:
         return Row(pc, "gpu", "PASS", "left alone, as the inventory says")
     if not cards:
         return _driverless(pc, gpu)
@@ -243,15 +217,6 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row
         detail = f"{shown}, but Docker cannot hand it out (NVIDIA's container toolkit does that)"
         return Row(pc, "gpu", "WARN", f"{detail}: it trains on its CPU", pc, fix)
     return Row(pc, "gpu", "PASS", f"{len(cards)} x {shown}")
-
-
-def suitable(cards: Sequence[Mapping[str, str]], variants: Sequence[str]) -> str:
-    """Return the first of these ``cuda=`` that all cards can train with; nothing if none is."""
-    for name in variants:
-        variant = VARIANTS[name]
-        if variant is None or all(variant.suits(card) for card in cards):
-            return name
-    return ""
 
 
 def _unsuited(cards: Sequence[Mapping[str, str]], chosen: str, variant: Variant) -> str:
