@@ -92,7 +92,7 @@ lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Li
 	$(BIN)/pytest tests/lan -m lan
 
 drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
-	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills || exit 1; done
+	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done
 
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py
