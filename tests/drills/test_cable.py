@@ -15,7 +15,7 @@ from minga.data.generated import generate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 14, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 12, 30
 RATE = "200mbit"
 """A push of 11 MB is on its way for half a second."""
 
@@ -39,7 +39,7 @@ def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
     pcs: list[VirtualPc], tmp_path: Path, faults: Callable[..., dict[str, str]]
 ) -> None:
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
-    started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, step_s=0.25)
+    started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, step_s=0.5)
     events = started.events
 
     def the_other_goes_on() -> None:

@@ -124,7 +124,7 @@ def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
     pushes = 0
     for _ in range(KILLS):
         # "version" goes back with a ps that is killed: events are counted instead
-        pushes += chance.randint(4, 16)
+        pushes += chance.randint(2, 8)
         wait_until(
             lambda n=pushes: sum(event["kind"] == "push" for event in lan.events()) > n, "pushes"
         )

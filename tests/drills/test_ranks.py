@@ -66,8 +66,8 @@ def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_pat
         data,
         tmp_path,
         model="resnet18",
-        epochs=16,
-        step_s=0.25,
+        epochs=12,
+        step_s=0.5,
         MASTER_PORT=str(OTHER_PORT),
     )
     events = started.events

@@ -12,7 +12,7 @@ SETTINGS = {
     "model__name": "resnet18",
     "model__stem": "stock",
     "train__epochs": EPOCHS,
-    "train__batch_size": 32,
+    "train__batch_size": 64,
     "exchange__local_steps": 1,
     "evaluation__every_epochs": 0.5,
     "evaluation__recalibration_images": 128,
@@ -20,7 +20,7 @@ SETTINGS = {
     "ledger__lease_s": 15,
 }
 """A push of 11 MB after every step, and much of it: most of the time something is on its way."""
-STEP_S = 0.5
+STEP_S = 1.0
 
 Faulty = Callable[..., None]
 
