@@ -67,9 +67,11 @@ def build(*, inventory: Path | None = None) -> None:
     client = _engine()
     wanted, wheels = wanted_of(hosts_of(inventory)) if inventory else ([DEFAULT], "")
     built = {variant: _built(client, variant, wheels) for variant in wanted}
-    Staging(STAGED).prune(layer for image, _ in built.values() for layer in image.layers)
+    if not all(_is_staged(variant, image) for variant, (image, _) in built.items()):
+        Staging(STAGED).prune(layer for image, _ in built.values() for layer in image.layers)
     for variant, (image, attrs) in built.items():
-        _stage(client, variant, image, attrs)
+        if not _is_staged(variant, image):
+            _stage(client, variant, image, attrs)
         results().print(f"{image.tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
 
 
@@ -227,15 +229,18 @@ def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
     talk().print(f"built in {time.monotonic() - started_s:.0f} s")
 
 
+def _is_staged(variant: str, image: Image) -> bool:
+    note = STAGED / variant / _CURRENT
+    known = json.loads(note.read_text()) if note.exists() else None
+    return known == asdict(image) and not Staging(STAGED).lacks(image.layers)
+
+
 def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) -> None:
     """Compress the layers that are not staged yet, and note what the image is."""
     staging, folder = Staging(STAGED), STAGED / variant
     folder.mkdir(exist_ok=True)
     note, kept = folder / _CURRENT, folder / _CONFIG
-    if note.exists():
-        if json.loads(note.read_text()) == asdict(image) and not staging.lacks(image.layers):
-            return
-        note.unlink()
+    note.unlink(missing_ok=True)
     started_s = time.monotonic()
     before = kept.read_bytes() if kept.exists() else None
     if before and len(chain(before)) == len(image.layers) and not staging.lacks(image.layers[:-1]):
