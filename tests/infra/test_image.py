@@ -193,9 +193,10 @@ class _Engine:
 
 def _code_and_stack() -> tuple[bytes, bytes]:
     """Return a layer of code, and how a container with it and a venv is copied."""
-    code = {"opt/minga/src/minga/a.py": b"a = 1\n" * 300, "opt/minga/src/minga/b.py": b"b\n"}
-    whole = _tar({**code, "opt/minga/venv/\0": b"", "opt/minga/venv/x": bytes(9000)}).getvalue()
-    return whole.partition(b"opt/minga/venv/")[0] + bytes(1024), whole
+    code = {"a.py": b"a = 1\n" * 300, "of_it.py": b"# opt/minga/venv/\0"}
+    files = {f"opt/minga/src/minga/{name}": content for name, content in code.items()}
+    whole = _tar({**files, "opt/minga/venv/\0": b"", "opt/minga/venv/x": bytes(9000)}).getvalue()
+    return whole[: whole.rindex(b"opt/minga/venv/\0")] + bytes(1024), whole
 
 
 def test_the_code_s_layer_is_copied_out_of_a_container(tmp_path: Path) -> None:

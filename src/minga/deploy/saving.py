@@ -29,15 +29,14 @@ def topmost(client: Any, tag: str) -> IO[bytes]:
     container = client.api.create_container(tag)["Id"]
     try:
         chunks, _ = client.api.get_archive(container, _CODE)
-        content = b""
-        while len(content) < _MOST_CODE_BYTES and _STACK not in content:
-            if not (chunk := next(chunks, b"")):
-                break
+        content, end = b"", -1
+        while end < 0 and len(content) < _MOST_CODE_BYTES and (chunk := next(chunks, b"")):
             content += chunk
+            end = _stack_entry(content)
         chunks.close()
     finally:
         client.api.remove_container(container)
-    layer = content.partition(_STACK)[0] + _END
+    layer = content[: max(end, 0)] + _END
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as writer:
         member = tarfile.TarInfo("layer.tar")
@@ -45,6 +44,16 @@ def topmost(client: Any, tag: str) -> IO[bytes]:
         writer.addfile(member, io.BytesIO(layer))
     archive.seek(0)
     return archive
+
+
+def _stack_entry(content: bytes) -> int:
+    """Return where the tar's entry of the layer below begins, -1 if it is not there yet."""
+    at = content.find(_STACK)
+    while (
+        at >= 0 and at % tarfile.BLOCKSIZE
+    ):  # a file of the code may speak of it, as this one does
+        at = content.find(_STACK, at + 1)
+    return at
 
 
 class Chunks(io.RawIOBase):
