@@ -250,7 +250,7 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
-    assert "left alone" in rows["pc2"]["gpu"]["detail"]
+    assert "Docker cannot hand it out" in rows["pc2"]["gpu"]["detail"], "the next thing to do"
     lan.pcs["pc2"].sudo("rm /usr/local/bin/nvidia-smi")
 
 
