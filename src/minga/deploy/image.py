@@ -37,7 +37,6 @@ STAGED = ROOT / "build" / "image"
 _CURRENT, _CONFIG = "current.json", "config.json"
 _DOCKERFILE = "docker/Dockerfile"
 _NAME = "minga"
-_BUILD_LABEL = "minga.build"
 _TIMEOUT_S = 3600.0
 """Between two words of the engine; committing a layer of gigabytes takes minutes."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -65,13 +64,14 @@ def build(*, inventory: Path | None = None) -> None:
         inventory: whose PCs say which images (``cuda=``); without one it is the default alone.
     """
     client = _engine()
-    wanted, wheels = wanted_of(hosts_of(inventory)) if inventory else ([DEFAULT], "")
+    wanted, wheels = wanted_of(hosts_of(inventory) if inventory else {})
     built = {variant: _built(client, variant, wheels) for variant in wanted}
-    if not all(_is_staged(variant, image) for variant, (image, _) in built.items()):
+    stale = [variant for variant, (image, _) in built.items() if not _is_staged(variant, image)]
+    if stale:
         Staging(STAGED).prune(layer for image, _ in built.values() for layer in image.layers)
-    for variant, (image, attrs) in built.items():
-        if not _is_staged(variant, image):
-            _stage(client, variant, image, attrs)
+    for variant in stale:
+        _stage(client, variant, *built[variant])
+    for image, _ in built.values():
         results().print(f"{image.tag}  {image.size_bytes / 1e9:.2f} GB, {len(image.layers)} layers")
 
 
