@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -53,7 +54,7 @@ class Case:
 CASES = (Case("resnet18", 64, 200, 150), Case("resnet50", 224, 100, 60))
 
 
-def median_s(rounds: int, times: int, what: Any) -> float:
+def median_s(rounds: int, times: int, what: Callable[[], object]) -> float:
     """Return the seconds that one call takes on the GPU, ``times`` of them in a row."""
     took = []
     for _ in range(rounds + 1):

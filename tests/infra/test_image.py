@@ -21,9 +21,7 @@ import yaml
 from support import ROOT
 
 zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
-pytest.importorskip("docker", reason="make lint installs it")
-
-from docker.errors import ImageNotFound  # noqa: E402
+errors = pytest.importorskip("docker.errors", reason="make lint installs it")
 
 from minga.deploy import image, saving  # noqa: E402  (they import what may be missing)
 from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
@@ -286,7 +284,7 @@ class _Builder:
 
     def get(self, tag: str) -> Any:
         if tag != self.asked.get("tag"):
-            raise ImageNotFound(tag)
+            raise errors.ImageNotFound(tag)
         return SimpleNamespace(id="i", attrs={"RootFS": {"Layers": ["a"]}, "Size": 1})
 
     def build(self, **asked: Any) -> Iterator[dict[str, str]]:

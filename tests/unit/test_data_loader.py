@@ -159,6 +159,7 @@ def test_images_and_labels_belong_together(make: Make) -> None:
     for batch in taken(loader):
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (len(batch.labels), 3, 8, 8)
+        assert batch.images.permute(0, 2, 3, 1).is_contiguous(), "as they were read: no copy"
         for image, label in zip(batch.images, batch.labels, strict=True):
             with Image.open(io.BytesIO(source.encoded(int(label)))) as original:
                 assert (image.permute(1, 2, 0).numpy() == np.asarray(original)).all()

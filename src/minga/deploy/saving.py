@@ -49,9 +49,7 @@ def topmost(client: Any, tag: str) -> IO[bytes]:
 def _stack_entry(content: bytes) -> int:
     """Return where the tar's entry of the layer below begins, -1 if it is not there yet."""
     at = content.find(_STACK)
-    while (
-        at >= 0 and at % tarfile.BLOCKSIZE
-    ):  # a file of the code may speak of it, as this one does
+    while at >= 0 and at % tarfile.BLOCKSIZE:  # code may speak of it, as this file does
         at = content.find(_STACK, at + 1)
     return at
 

@@ -171,9 +171,8 @@ class Replica:
         """Bring uint8 images to the device and normalise them there."""
         there = images.to(self._device, non_blocking=True)
         order = torch.channels_last if self._mixed else torch.contiguous_format
-        return (
-            there.contiguous(memory_format=order).float().div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
-        )
+        shown = there.contiguous(memory_format=order).float()
+        return shown.div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._mixed)
