@@ -160,8 +160,7 @@ def test_a_worker_pc_powered_off_and_on_comes_back_by_itself(
     project.await_events("worker_lost", 1, rank=1)
     project.still_pushes()
     worker.power_on()
-    wait_for("worker 1", lambda: len(project.events("worker_join")) > joins, 180)
-    assert project.events("worker_join")[-1]["rank"] == 1
+    assert project.await_events("worker_join", joins + 1)["rank"] == 1
     project.still_pushes()
 
 
@@ -175,8 +174,7 @@ def test_a_pc_cut_off_for_a_minute_costs_its_own_share(
     project.still_pushes()
     wait_for("the cut to be over", lambda: time.monotonic() > until_s, CUT_S)
     worker.mend()
-    wait_for("worker 2", lambda: len(project.events("worker_join")) > joins, 180)
-    assert project.events("worker_join")[-1]["rank"] == 2
+    assert project.await_events("worker_join", joins + 1)["rank"] == 2
 
 
 def test_the_ps_pc_powered_off_and_on_resumes(project: Deployment, lan: VirtualLan) -> None:
