@@ -12,7 +12,7 @@ from pathlib import Path
 from lan import groups
 from lan.network import Listener, Plug
 from lan.places import STATE
-from lan.prepare import PC_PACKAGES, PC_PACKAGES_WITHOUT_DOCKER, USER, root_fs
+from lan.prepare import SUITE, USER, root_fs
 from lan.shell import CommandError, sh, wait_for
 
 KEY = STATE / "id_ed25519"
@@ -33,6 +33,8 @@ class PcSpec:
     number: int
     group: str = "workers"
     docker: bool = True
+    suite: str = SUITE
+    """Debian's release, by its code name."""
 
 
 class VirtualPc:
@@ -64,7 +66,7 @@ class VirtualPc:
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", str(key))
         with KNOWN_HOSTS.open("a") as known:
             known.write(f"{self.address} {key.with_suffix('.pub').read_text()}")
-        layers = root_fs(PC_PACKAGES if self.spec.docker else PC_PACKAGES_WITHOUT_DOCKER)
+        layers = root_fs(self.spec.suite, docker=self.spec.docker)
         options = f"lowerdir={layers},upperdir={own},workdir={self.folder / 'work'}"
         root = str(self.folder / "root")
         sh("mount", "-t", "overlay", f"minga-{self.name}", "-o", options, root)

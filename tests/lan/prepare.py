@@ -36,7 +36,10 @@ HOST_PACKAGES = (
     "rsync",
     "zstd",
 )
-_DOCKER = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
+_DOCKER = {
+    "trixie": ("docker.io", "docker-cli", "docker-compose", "docker-buildx"),
+    "bookworm": ("docker.io",),  # 20.10; its docker-compose is version 1, and no plugin
+}
 _PLAIN = (
     "ca-certificates",
     "dbus",
@@ -53,8 +56,6 @@ _PLAIN = (
     "ufw",
     "zstd",
 )
-PC_PACKAGES = (*_DOCKER, *_PLAIN)
-PC_PACKAGES_WITHOUT_DOCKER = _PLAIN
 
 _RECIPE = 1
 """Goes into every cached name: raise it when a hook below changes."""
@@ -144,9 +145,10 @@ def _no_services() -> Iterator[None]:
         policy.unlink(missing_ok=True)
 
 
-def root_fs(packages: tuple[str, ...] = PC_PACKAGES) -> Path:
-    """Return the PCs' root file system with these packages, made when it is not there."""
-    return _cached("rootfs", packages, _PC_HOOKS, is_folder=True)
+def root_fs(suite: str = SUITE, *, docker: bool = True) -> Path:
+    """Return a PC's root file system, made when it is not there."""
+    packages = (*_DOCKER[suite], *_PLAIN) if docker else _PLAIN
+    return _cached("rootfs", packages, _PC_HOOKS, is_folder=True, suite=suite)
 
 
 def base_image() -> Path:
@@ -159,10 +161,16 @@ def base_image() -> Path:
     return _cached("base", ("ca-certificates",), tuple(hooks), is_folder=False)
 
 
-def _cached(kind: str, packages: tuple[str, ...], hooks: tuple[str, ...], is_folder: bool) -> Path:
+def _cached(
+    kind: str,
+    packages: tuple[str, ...],
+    hooks: tuple[str, ...],
+    is_folder: bool,
+    suite: str = SUITE,
+) -> Path:
     certificates = _own_certificates()
-    sources, options = _apt_sources(), _apt_options()
-    made_of = (_RECIPE, SUITE, sorted(packages), hooks, sources, options)
+    sources, options = _apt_sources(suite), _apt_options()
+    made_of = (_RECIPE, suite, sorted(packages), hooks, sources, options)
     digest = hashlib.sha256(repr(made_of).encode())
     for certificate in certificates:
         digest.update(certificate.read_bytes())
@@ -172,12 +180,13 @@ def _cached(kind: str, packages: tuple[str, ...], hooks: tuple[str, ...], is_fol
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             hooks = (*_certificate_hooks(certificates), *hooks)
-            _bootstrap(target, packages, hooks, sources, options)
+            _bootstrap(target, suite, packages, hooks, sources, options)
     return target
 
 
 def _bootstrap(
     target: Path,
+    suite: str,
     packages: tuple[str, ...],
     hooks: tuple[str, ...],
     sources: str,
@@ -201,7 +210,7 @@ def _bootstrap(
             *(f"--dpkgopt=path-exclude=/usr/share/{part}" for part in _SLIM),
             "--dpkgopt=force-unsafe-io",
             *(f"--customize-hook={hook}" for hook in hooks),
-            SUITE,
+            suite,
             str(half_made),
             "-",
             text_in=sources,
@@ -212,14 +221,14 @@ def _bootstrap(
         sh("rm", "-rf", "--one-file-system", str(folder))
 
 
-def _apt_sources() -> str:
-    """Return the host's own mirrors, for the PCs' suite: no mirror's name stands in this file."""
+def _apt_sources(suite: str) -> str:
+    """Return the host's own mirrors, for the PC's suite: no mirror's name stands in this file."""
     code_name = _host_code_name()
     wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     lines = sh("apt-get", "indextargets", "--format", wanted, "Created-By: Packages").stdout
     found = dict.fromkeys(tuple(line.split()) for line in lines.splitlines())
     sources = [
-        f"deb {uri} {release.replace(code_name, SUITE)} {component}"
+        f"deb {uri} {release.replace(code_name, suite)} {component}"
         for uri, release, component in (entry for entry in found if len(entry) == 3)
         if release.split("-")[0] == code_name
     ]

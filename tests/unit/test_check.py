@@ -204,10 +204,14 @@ def test_a_system_that_deploy_cannot_serve_has_a_command_of_its_own() -> None:
     state, _, on, fix = _one("docker", facts__docker__there=False, facts__system=arch)
     assert (state, on) == ("FAIL", "pc2")
     assert fix.startswith("sudo pacman -S --noconfirm docker docker-compose")
-    old = {"names": ["debian"], "version": "12", "title": "Debian 12"}
+    bookworm = {"names": ["debian"], "version": "12", "title": "Debian 12"}
+    told = ("WARN", "no Docker Compose on this Debian 12: deploy installs it", HERE, "make deploy")
+    assert _one("compose", facts__docker__compose="", facts__system=bookworm) == told
+    assert compose_command(bookworm).startswith("sudo apt-get install -y docker-compose-plugin")
+    old = {"names": ["debian"], "version": "11", "title": "Debian 11"}
     state, detail, _, fix = _one("compose", facts__docker__compose="", facts__system=old)
     assert state == "FAIL"
-    assert "Debian 12 brings none that is new enough" in detail
+    assert "Debian 11 brings none that is new enough" in detail
     assert fix.startswith("sudo apt-get install -y docker-compose-plugin")
 
 

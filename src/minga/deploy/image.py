@@ -27,7 +27,7 @@ from minga import __version__
 from minga.console import results, show_error, talk
 from minga.deploy.layers import chain, missing_layers
 from minga.deploy.saving import saved, topmost
-from minga.deploy.staging import Compression, Staging
+from minga.deploy.staging import Staging
 from minga.deploy.variants import DEFAULT, VARIANTS, build_arguments
 from minga.errors import Hint, MingaError, RunFailed, Unreachable, UsageError
 
@@ -76,18 +76,17 @@ def build(*, inventory: Path | None = None) -> None:
 
 
 @app.command
-def export(*, variant: str = DEFAULT, compression: Compression = "zst") -> None:
+def export(*, variant: str = DEFAULT) -> None:
     """Lay out the pieces that a host lacks; print their folder as JSON.
 
     Stdin: a JSON list with the layers (``RootFS.Layers``) of each image that the host has.
 
     Args:
         variant: the host's.
-        compression: zst, or gz for engines before Docker 23.
     """
     current, config = described(variant)
     layers = missing_layers(json.load(sys.stdin), current["layers"])
-    parcel = Staging(STAGED).parcel(layers, config, current["tag"], compression)
+    parcel = Staging(STAGED).parcel(layers, config, current["tag"])
     answer = {"folder": str(parcel.folder), "layers": len(layers), "size_bytes": parcel.size_bytes}
     results().print(json.dumps(answer), markup=False, soft_wrap=True)
 

@@ -3,8 +3,8 @@
 A host's engine finds a layer by the chain of all layers below it, so of what a host has only
 the longest common prefix counts. ``docker load`` takes an archive whose manifest names all
 layers but which carries only the missing ones. The archive is cut into *pieces*, one per
-layer plus the head, which are compressed once and joined by ``cat``: gzip and zstd both allow
-several compressed streams one after the other.
+layer plus the head, which are compressed once and joined by ``cat``: zstd allows several
+compressed streams one after the other.
 """
 
 from __future__ import annotations

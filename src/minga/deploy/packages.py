@@ -26,15 +26,15 @@ _ELSEWHERE = "docker version; docker compose version   # once both are there"
 
 
 _BY_DEPLOY = {"debian", "ubuntu", "fedora", "rhel", "centos"}
+_FIRST_DEBIAN = 12
+"""Its own Compose is of version 1: roles/packages takes the plugin of Debian 13 there."""
 _FIRST_DEBIAN_WITH_COMPOSE = 13
 
 
 def by_deploy(system: Mapping[str, Any]) -> bool:
     """Tell whether `make deploy` finds an engine and a new enough Compose among the packages."""
     names = system["names"]
-    if names[0] == "debian" and system["version"].isdigit():
-        return int(system["version"]) >= _FIRST_DEBIAN_WITH_COMPOSE
-    return bool(_BY_DEPLOY & set(names))
+    return bool(_BY_DEPLOY & set(names)) and not _older_debian(system, _FIRST_DEBIAN)
 
 
 def docker_command(names: Iterable[str]) -> str:
@@ -44,9 +44,14 @@ def docker_command(names: Iterable[str]) -> str:
 
 def compose_command(system: Mapping[str, Any]) -> str:
     """Return how a system gets a new Compose beside the Docker that it has."""
-    if system["names"][0] == "debian" and not by_deploy(system):
+    if _older_debian(system, _FIRST_DEBIAN_WITH_COMPOSE):
         return _DOCKERS_OWN
     return _chosen(_COMPOSE, system["names"])
+
+
+def _older_debian(system: Mapping[str, Any], than: int) -> bool:
+    version = system["version"]
+    return system["names"][0] == "debian" and version.isdigit() and int(version) < than
 
 
 def _chosen(commands: dict[str, str], names: Iterable[str]) -> str:

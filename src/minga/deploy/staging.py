@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import shutil
 import tarfile
@@ -14,13 +13,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import zstandard
 
 from minga.deploy.layers import entry_header, entry_name, head, padding
-
-Compression = Literal["zst", "gz"]
 
 _CHUNK_BYTES = 1 << 20
 _LEVEL = 3
@@ -30,7 +27,7 @@ _METADATA_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What one host is sent: ``cat folder/* | docker load``."""
+    """What one host is sent: ``cat folder/* | zstd -dc | docker load``."""
 
     folder: Path
     size_bytes: int
@@ -88,34 +85,27 @@ class Staging:
         part.unlink(missing_ok=True)
         return {member.name: kept} if kept else {}
 
-    def parcel(
-        self, layers: Sequence[str], config: bytes, tag: str, compression: Compression
-    ) -> Parcel:
+    def parcel(self, layers: Sequence[str], config: bytes, tag: str) -> Parcel:
         """Lay out the pieces that complete the image on a host which lacks these layers."""
         end = head(config, tag)
-        key = hashlib.sha256(end + "".join((*layers, compression)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(end + "".join(layers).encode()).hexdigest()[:16]
         folder = self._parcels / key
         if not folder.exists():
             part = self._parcels / f"{key}.part"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             for number, layer in enumerate(layers):
-                self._lay_out(layer, part / f"{number:03}", compression)
-            (part / f"999.{compression}").write_bytes(_compressed(end, compression))
+                self._lay_out(layer, part / f"{number:03}")
+            (part / "999.zst").write_bytes(_compressed(end))
             part.rename(folder)
         return Parcel(folder, sum(each.stat().st_size for each in folder.iterdir()))
 
-    def _lay_out(self, layer: str, stem: Path, compression: Compression) -> None:
+    def _lay_out(self, layer: str, stem: Path) -> None:
         piece = self._piece(layer)
         assert piece is not None, "asked before with lacks()"
         header = entry_header(entry_name(layer), _size_bytes(piece))
-        stem.with_suffix(f".0.{compression}").write_bytes(_compressed(header, compression))
-        target = stem.with_suffix(f".1.{compression}")
-        if compression == "zst":
-            target.hardlink_to(piece)
-            return
-        with zstandard.open(piece, "rb") as source, gzip.open(target, "wb", compresslevel=1) as out:
-            shutil.copyfileobj(source, out, _CHUNK_BYTES)
+        stem.with_suffix(".0.zst").write_bytes(_compressed(header))
+        stem.with_suffix(".1.zst").hardlink_to(piece)
 
     def prune(self, layers: Iterable[str]) -> None:
         """Remove all but these layers, and what was laid out for hosts."""
@@ -157,7 +147,5 @@ def _size_bytes(piece: Path) -> int:
     return int(piece.stem.partition("-")[2])
 
 
-def _compressed(content: bytes, compression: Compression) -> bytes:
-    if compression == "gz":
-        return gzip.compress(content, mtime=0)
+def _compressed(content: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(content)

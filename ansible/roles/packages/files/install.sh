@@ -3,7 +3,7 @@
 # Nothing that is there is replaced or removed. What came with it is noted in FOLDER, for `make purge`.
 set -eu
 export LC_ALL=C
-added=$1
+added=$1 plugin=/usr/local/lib/docker/cli-plugins/docker-compose
 shift
 mkdir -p "$added"
 
@@ -16,6 +16,7 @@ if command -v apt-get >/dev/null; then
   new_enough() { dpkg --compare-versions "$1" ge 2.18; }
   engines="docker.io docker-cli" # the second where the first does not bring it
   composes="docker-compose-plugin docker-compose-v2 docker-compose"
+  borrowed() { of_debian "$@"; }
 elif command -v dnf >/dev/null; then
   list() { rpm --query --all --queryformat '%{NAME}\n'; }
   refresh() { :; }
@@ -24,16 +25,44 @@ elif command -v dnf >/dev/null; then
   new_enough() { case $1 in 2.?.* | 2.1[0-7].* | 1.*) false ;; esac; }
   engines="moby-engine docker-cli"
   composes="docker-compose-plugin docker-compose"
+  borrowed() { false; }
 else
   echo "neither apt nor dnf is there to install $* with" >&2
   exit 4
 fi
+
+absent() { # paths: prints those that are not there
+  for path in "$@"; do [ -e "$path" ] || echo "$path"; done
+}
 
 missing() { # what is looked for
   name=$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release | tr -d '"')
   echo "${name:-this system} has no $1 among its packages" >&2
   exit 4
 }
+
+# Debian 12 has Compose 1 alone. Debian 13's plugin is one file that needs nothing but libc: it is taken
+# out of its package, by way of the PC's own mirror and under Debian's signature. What is there stays.
+of_debian() ( # the plugin's place
+  inside=usr/libexec/docker/cli-plugins/docker-compose
+  # shellcheck disable=SC1091 # each PC's own
+  . /etc/os-release
+  [ "$ID ${VERSION_ID:-0}" = "debian 12" ] && [ ! -e "$1" ] || exit 1
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  # shellcheck disable=SC2016 # apt's words
+  mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+    sed -n "s/ $VERSION_CODENAME main$//p" | head -n 1)
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$folder/list"
+  of_next() {
+    apt-get -qq -o APT::Sandbox::User=root -o Dir::State::Lists="$folder/lists" -o Dir::Cache="$folder" \
+      -o Dir::Etc::SourceList="$folder/list" -o Dir::Etc::SourceParts=/dev/null "$@" >&2
+  }
+  mkdir -p "$folder/lists/partial" "$folder/archives/partial" && cd "$folder" &&
+    of_next update && of_next download docker-compose &&
+    dpkg-deb --extract docker-compose_*.deb . && ./$inside version >&2 &&
+    install -D --mode 755 $inside "$1"
+)
 
 # What Docker changes beside its packages, as it was: purge puts it back.
 remember() {
@@ -87,11 +116,16 @@ for what in "$@"; do
           break
         fi
       done
-      [ -n "$found" ] || missing "Docker Compose 2.18 or newer"
-      wanted="$wanted $found"
+      if [ -n "$found" ]; then
+        wanted="$wanted $found"
+      elif new=$(absent "$plugin" "${plugin%/*}" "${plugin%/*/*}") && borrowed "$plugin"; then
+        echo "$new" >>"$note.files"
+      else
+        missing "Docker Compose 2.18 or newer"
+      fi
       ;;
     *) wanted="$wanted $what" ;;
   esac
 done
 # shellcheck disable=SC2086 # one word per package
-add $wanted >&2
+[ -z "$wanted" ] || add $wanted >&2

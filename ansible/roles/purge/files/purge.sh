@@ -67,6 +67,9 @@ remove() { # the file that lists them
   fi | sort -u >"$added/there"
   comm -23 "$1" "$added/there" | sed 's/^/package /'
   comm -12 "$1" "$added/there" | sed 's/$/: another package needs it/; s/^/kept package /'
+  [ ! -e "$1.files" ] || while read -r path; do
+    rm -fd "$path" 2>/dev/null && echo "file $path" # a folder of it, too, if it is empty
+  done <"$1.files"
 }
 
 others_use_docker() {
@@ -120,7 +123,7 @@ if [ -s "$added/engine" ]; then
     remove_docker
   fi
 fi
-if [ -s "$added/tools" ]; then remove "$added/tools"; fi
+if [ -e "$added/tools" ]; then remove "$added/tools"; fi
 
 # -- files
 
