@@ -34,6 +34,7 @@ HOST_PACKAGES = (
     "iptables",
     "docker.io",
     "rsync",
+    "tinyproxy-bin",
     "zstd",
 )
 _DOCKER = {

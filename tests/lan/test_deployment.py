@@ -1,4 +1,4 @@
-"""`make deploy`, `make train`, `make collect` on three fresh PCs; each test goes on from the last.
+"""`make deploy`, `make train`, `make collect` on four fresh PCs; each test goes on from the last.
 
 The figures go to ``build/lan-test.json``.
 """
@@ -24,8 +24,9 @@ from lan.deployment import (
     containers,
     note,
 )
+from lan.limits import disk_bytes_per_s, processor_s, wire_bytes_per_s
 from lan.network import Listener
-from lan.pc import VirtualPc
+from lan.pc import PcSpec, VirtualPc
 from lan.shell import wait_for
 from lan.virtual import VirtualLan
 
@@ -34,6 +35,7 @@ from support import ROOT
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 
+PCS = (PcSpec("pc1", 11, "ps"), *(PcSpec(f"pc{n}", 10 + n) for n in (2, 3, 4)))
 CUT_S = 60.0
 INTRUDER = """
 import sys
@@ -68,16 +70,27 @@ def test_deploy_provisions_pcs_that_have_nothing_but_docker(
     build_s, _, _ = project.timed("image")
     staged = project.folder / "build" / "image" / "default"
     image = json.loads((staged / "current.json").read_text())
+    pcs = list(lan.pcs.values())
+    wire, disk = wire_bytes_per_s(pcs), disk_bytes_per_s(pcs)
+    busy_before_s, idle_before_s = processor_s()
     deploy_s, deploy_bytes, printed = project.timed("deploy")
+    busy_s, idle_s = processor_s()
     assert set(changed(printed)) == set(lan.pcs)
+    busy_s, idle_s = busy_s - busy_before_s, idle_s - idle_before_s
+    limit_s = max(deploy_bytes / wire, len(pcs) * image["size_bytes"] / disk)
     note(
-        hosts=len(lan.pcs),
+        hosts=len(pcs),
         image_bytes=image["size_bytes"],
         image_build_s=round(build_s, 1),
         deploy_s=round(deploy_s, 1),
         deploy_bytes=deploy_bytes,
+        deploy_wire_mb_per_s=round(wire / 1e6, 1),
+        deploy_disk_mb_per_s=round(disk / 1e6, 1),
+        deploy_limit_s=round(limit_s, 1),
+        deploy_limits=round(deploy_s / limit_s, 2),
+        deploy_processors_busy=round(busy_s / (busy_s + idle_s), 2),
     )
-    for pc in lan.pcs.values():
+    for pc in pcs:
         pc.sudo("cd /opt/minga && docker compose config --quiet")
         assert pc.sudo("stat -c '%a %u' /opt/minga/secrets/token").stdout.split() == [
             "600",
@@ -104,7 +117,7 @@ def test_a_code_change_sends_little(project: Deployment, lan: VirtualLan) -> Non
 
 def test_train_starts_the_ps_and_all_workers(project: Deployment, lan: VirtualLan) -> None:
     project.make("train")
-    for rank in (1, 2):
+    for rank in (1, 2, 3):
         project.await_events("push", 1, rank=rank)
     assert containers(lan.ps) == {"minga-ps": "running 0"}
     for worker in lan.workers:
@@ -220,7 +233,7 @@ def test_collect_brings_checkpoints_and_statistics_home(
         re.sub(r"^(.*)_(ps|worker\d)_.*$", r"\1 \2", each.name)
         for each in (run / "stats").iterdir()
     }
-    assert roles == {"pc1 ps", "pc2 worker1", "pc3 worker2"}
+    assert roles == {"pc1 ps", "pc2 worker1", "pc3 worker2", "pc4 worker3"}
     summary = json.loads((run / "summary.json").read_text())
     lines = (run / "journal.jsonl").read_text().splitlines()
     found = audit(lines, seed=0, samples=TRAIN, epochs=EPOCHS)
@@ -255,6 +268,7 @@ def test_the_figures_are_all_there() -> None:
         "hosts",
         "deploy_s",
         "deploy_bytes",
+        "deploy_limits",
         "second_deploy_changed",
         "redeploy_bytes",
         "accuracy",

@@ -1,8 +1,8 @@
 """One deployment on five PCs that differ, and a sixth that is off; each test goes on from the last.
 
-pc1 is ps and worker behind firewalld; pc2 has no Docker; pc3's ufw denies; pc4 takes another login
-with a sudo password on another port; pc5's DNS is dead, its name is 127.0.1.1, and two workers run
-there; gone is off.
+pc1 is ps and worker behind firewalld; pc2 has no Docker, and no way out but a proxy; pc3's ufw denies;
+pc4 is a Debian 12 with its own docker.io, and takes another login with a sudo password on another
+port; pc5's DNS is dead, its name is 127.0.1.1, and two workers run there; gone is off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import pytest
 from lan.control import ControlDocker
 from lan.deployment import PORT, Deployment, changed, containers, note
 from lan.pc import PcSpec, VirtualPc, share_images
+from lan.proxy import ADDRESS as PROXY
+from lan.proxy import lab_proxy, shut_in
 from lan.shell import wait_for
 from lan.traces import differences, traces
 from lan.virtual import VirtualLan
@@ -24,7 +26,7 @@ PCS = (
     PcSpec("pc1", 11, "ps"),
     PcSpec("pc2", 12, docker=False),
     PcSpec("pc3", 13),
-    PcSpec("pc4", 14),
+    PcSpec("pc4", 14, suite="bookworm"),
     PcSpec("pc5", 15),
 )
 GONE = "10.77.0.66"
@@ -133,11 +135,18 @@ def test_check_tells_what_fresh_pcs_would_get(
 def test_a_pc_without_docker_gets_it_from_its_distribution(
     project: Deployment, lan: VirtualLan
 ) -> None:
+    """By the lab's proxy, its only way out."""
     bare = lan.pcs["pc2"]
     assert bare.run("command -v dockerd", check=False).returncode != 0
-    assert changed(project.make("deploy", "LIMIT=pc2"))["pc2"] > 0
+    shut_in(bare)
+    refused = project.make("deploy", "LIMIT=pc2", expected=2)
+    assert "engine, compose cannot be installed" in refused, "control: there is no other way"
+    with lab_proxy() as log:
+        assert changed(project.make("deploy", "LIMIT=pc2", f"http_proxy={PROXY}"))["pc2"] > 0
+        assert bare.address in log.read_text()
     assert bare.sudo("systemctl is-enabled docker").stdout.strip() == "enabled"
-    share_images(bare, [pc for pc in lan.pcs.values() if pc is not bare])  # the wire has its test
+    # the wire has its test, and an engine of another age its own image
+    share_images(bare, [lan.pcs[name] for name in ("pc1", "pc3", "pc5")])
 
 
 def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
@@ -156,6 +165,9 @@ def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: Vi
         assert f"RANK={RANKS[name]}\n" in told, "gone keeps its place"
         assert "WORLD_SIZE=8\n" in told
     assert "MINGA_TRAIN_BATCH_SIZE=8\n" in lan.pcs["pc3"].file("/opt/minga/worker.env").read_text()
+    assert (
+        lan.pcs["pc4"].sudo("docker version --format '{{.Server.Version}}'").stdout[:5] == "20.10"
+    )
     rules = lan.ps.sudo("firewall-cmd --permanent --list-rich-rules").stdout
     assert all(f'"{pc.address}" port port="{PORT}"' in rules for pc in lan.pcs.values())
 
@@ -235,6 +247,19 @@ def test_stop_and_collect_take_what_is_there(project: Deployment, lan: VirtualLa
     run = project.folder / "runs" / project.run_id
     assert (run / "checkpoints" / "last.pth").exists()
     assert len(list((run / "stats").glob("*_worker*.json"))) >= 3, "of several PCs"
+
+
+def test_purge_can_leave_docker_where_deploy_brought_it(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    bare = lan.pcs["pc2"]
+    bare.sudo("cp -r /opt/minga/added /root/added")
+    printed = project.make("purge", "LIMIT=pc2", "KEEP_DOCKER=1")
+    assert "pc2 kept Docker: KEEP_DOCKER=1" in printed
+    assert bare.sudo("docker image ls -q").stdout == "", "of minga nothing stays"
+    assert not bare.file("/opt/minga").exists()
+    # what deploy brought is noted again: the next test takes Docker away, too
+    bare.sudo("mkdir /opt/minga && mv /root/added /opt/minga/added")
 
 
 def test_purge_leaves_the_pcs_as_they_were(

@@ -195,6 +195,15 @@ def test_docker_and_compose_must_be_new_enough_and_deploy_installs_what_is_not_t
     assert off[3] == "sudo systemctl enable --now docker"
     assert _one("docker", facts__docker__version="19.03.8")[0] == "FAIL"
     assert _one("docker", facts__docker__version="20.10.24+dfsg1")[0] == "PASS"
+    by_hand = {
+        "compose": "2.17.3",
+        "compose_file": "/usr/local/lib/docker/cli-plugins/docker-compose",
+    }
+    fix = _one("compose", facts__docker={**FACTS["docker"], **by_hand})[3]
+    assert fix.startswith("sudo rm /usr/local/lib/docker/cli-plugins/docker-compose ")
+    by_hand["compose_file"] = "/usr/libexec/docker/cli-plugins/docker-compose"
+    fix = _one("compose", facts__docker={**FACTS["docker"], **by_hand})[3]
+    assert fix.startswith("sudo apt-get update && ")
     for version, state in (("2.18.0", "PASS"), ("v2.29", "PASS"), ("2.17.9", "FAIL"), ("", "WARN")):
         assert _one("compose", facts__docker__compose=version)[0] == state
 

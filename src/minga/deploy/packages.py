@@ -22,6 +22,8 @@ _COMPOSE = {
     "arch": "sudo pacman -S --noconfirm docker-compose",
     "suse": "sudo zypper install -y docker-compose",
 }
+_PACKAGED = ("/usr/libexec/", "/usr/lib/")
+"""Where distributions and Docker's own packages have plugins."""
 _ELSEWHERE = "docker version; docker compose version   # once both are there"
 
 
@@ -42,8 +44,15 @@ def docker_command(names: Iterable[str]) -> str:
     return _chosen(_DOCKER, names)
 
 
-def compose_command(system: Mapping[str, Any]) -> str:
-    """Return how a system gets a new Compose beside the Docker that it has."""
+def compose_command(system: Mapping[str, Any], file: str = "") -> str:
+    """Return how a system gets a new Compose beside the Docker that it has.
+
+    Args:
+        system: ``names, version`` of its distribution.
+        file: the Compose that Docker takes now; one of no package hides those of packages.
+    """
+    if file and not file.startswith(_PACKAGED):
+        return f"sudo rm {file}   # put there by hand; make deploy installs one that is new enough"
     if _older_debian(system, _FIRST_DEBIAN_WITH_COMPOSE):
         return _DOCKERS_OWN
     return _chosen(_COMPOSE, system["names"])

@@ -177,7 +177,12 @@ def _docker(pc: str, facts: Facts) -> Iterator[Row]:
         return
     for check, version, least, command in (
         ("docker", docker["version"], MIN_DOCKER, docker_command(system["names"])),
-        ("compose", docker["compose"], MIN_COMPOSE, compose_command(system)),
+        (
+            "compose",
+            docker["compose"],
+            MIN_COMPOSE,
+            compose_command(system, docker.get("compose_file", "")),
+        ),
     ):
         if not version:
             yield _absent(pc, check, "no Docker Compose", system)

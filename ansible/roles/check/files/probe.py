@@ -96,7 +96,7 @@ def system():
 def docker_facts():
     """Return what the engine says, or its last words; and the layers of minga's images."""
     found = {"there": shutil.which("dockerd") is not None, "version": "", "error": "", "folder": ""}
-    found.update(runtimes=[], images=[], compose="")
+    found.update(runtimes=[], images=[], compose="", compose_file="")
     _, said, found["error"] = run("docker", "info", "--format", "{{json .}}")
     try:
         info = json.loads(said)
@@ -110,6 +110,9 @@ def docker_facts():
         found["error"] = info["ServerErrors"][0]
     rc, said, _ = run("docker", "compose", "version", "--short")
     found["compose"] = said if rc == 0 else ""
+    for plugin in (info.get("ClientInfo") or {}).get("Plugins") or ():
+        if plugin.get("Name") == "compose":
+            found["compose_file"] = plugin.get("Path", "")
     return found
 
 
