@@ -42,15 +42,17 @@ class Project:
         assert ended.returncode == expected, ended.stdout[-6000:]
         return ended.stdout
 
-    def checked(self, *words: str, expected: int = 0) -> dict[str, Rows]:
+    def checked(self, *words: str, expected: int = 0, typed: str = "") -> dict[str, Rows]:
         """Run ``make check JSON=1``; return its rows by PC."""
-        ended = self._run(("check", "JSON=1", *words), stderr=subprocess.PIPE)
+        ended = self._run(("check", "JSON=1", *words), stderr=subprocess.PIPE, typed=typed)
         assert (ended.returncode, ended.stdout != "") == (expected, True), ended.stderr[-6000:]
         found = json.loads(ended.stdout)
         assert found["ok"] == (expected == 0)
         return {pc: {row["check"]: row for row in rows} for pc, rows in found["pcs"].items()}
 
-    def _run(self, words: tuple[str, ...], *, stderr: int) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, words: tuple[str, ...], *, stderr: int, typed: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["make", *words, "INVENTORY=lan.ini"],
             cwd=self.folder,
@@ -60,6 +62,8 @@ class Project:
                 "ANSIBLE_NOCOLOR": "1",
                 "COLUMNS": "200",
             },
+            start_new_session=True,  # without a terminal, a password is read from stdin
+            input=typed,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import uuid
@@ -164,6 +165,27 @@ class VirtualPc:
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command on the PC as root."""
         return self.run(f"sudo sh -c {shlex.quote(command)}", check=check, timeout_s=timeout_s)
+
+    def typing(self, command: str, typed: str) -> None:
+        """Run a shell command at a terminal of the PC; type once it asks for a password."""
+        *ssh, user_at_pc = self.ssh_words()
+        words = ["timeout", "60", *ssh, "-tt", user_at_pc, command]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as terminal:
+            assert terminal.stdin is not None
+            assert terminal.stdout is not None
+            said = ""
+            while not re.search("password.*:", said):  # what comes before, sudo throws away
+                character = terminal.stdout.read(1)
+                if not character:
+                    raise CommandError(f"`{command}` asked for no password: {said}")
+                said += character
+            terminal.stdin.write(typed)
+            terminal.stdin.flush()
+            said += terminal.stdout.read()
+        if terminal.returncode:
+            raise CommandError(f"`{command}` ended with {terminal.returncode}:\n{said}")
 
     def send(self, source: Path, target: str, *, timeout_s: float = 600.0) -> None:
         """Copy a file or folder (with rsync's trailing slash rules) to the PC, as its user."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ case $1 in
   docker-cli-plugin-metadata) echo '{"SchemaVersion": "0.1.0", "Vendor": "x", "Version": "2.17"}' ;;
   *) echo 2.17.3 ;;
 esac
+"""
+PASSWORD = "correct horse"
+_ANSWERS = f"""#!/bin/sh
+case $1 in *yes/no*) echo yes ;; *) echo {PASSWORD} ;; esac
 """
 _HOLD = f"nohup python3 -m http.server {PORT} >/dev/null 2>&1 </dev/null & echo $!"
 
@@ -190,6 +195,14 @@ def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_
         line.split()[0]: line.split(maxsplit=1)[1]
         for line in KNOWN_HOSTS.read_text().splitlines(keepends=True)
     }
+    askpass = tmp_path / "askpass"
+    askpass.write_text(_ANSWERS)
+    askpass.chmod(0o755)
+    for pc in (lan.ps, lan.pcs["bare"]):
+        pc.sudo(f"echo 'lab:{PASSWORD}' | chpasswd")
+    lan.pcs["bare"].sudo(
+        "echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/a.conf && systemctl reload ssh"
+    )
     keys["10.77.0.12"] = keys["10.77.0.13"]
     known.write_text("".join(f"{address} {key}" for address, key in keys.items()))
     sudoers = lan.ps.file("/etc/sudoers.d/lab")
@@ -203,6 +216,10 @@ def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_
     with edited(project.inventory, *edits):
         with edited(sudoers, ("NOPASSWD: ", "")):
             rows = project.checked(expected=2)
+            typed = project.checked("LIMIT=pc1", "ASK_PASS=1", typed=f"{PASSWORD}\n")
+            assert typed["pc1"]["sudo"]["state"] == "PASS", "given one"
+            lan.ps.typing(rows["pc1"]["sudo"]["fix"], f"{PASSWORD}\n")
+            assert project.checked("LIMIT=pc1")["pc1"]["sudo"]["state"] == "PASS", "not asked"
         assert "host key is not the one" in rows["pc2"]["ssh"]["detail"]
         assert rows["bare"]["ssh"]["fix"] == f"ssh-copy-id -i {other} lab@10.77.0.13"
         assert rows["pc1"]["sudo"]["detail"].startswith("sudo asks for a password")
@@ -211,6 +228,9 @@ def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_
         rows = project.checked(expected=2)
         assert states(rows["pc2"], "FAIL") == states(rows["pc1"], "FAIL") == set()
         assert states(rows["bare"], "FAIL") == {"ssh"}, "control: nobody mended that one"
+        answering = {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"}
+        sh(*shlex.split(rows["bare"]["ssh"]["fix"]), env=answering)
+        assert states(project.checked()["bare"], "FAIL") == set()
 
 
 def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
@@ -241,10 +261,11 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert f"on pc1: sudo kill {pid}" in told
     assert "here: cuda=cu126 # after pc2 in the inventory" in told
     assert {"disk", "architecture", "gpu"} <= states(rows["pc2"], "FAIL")
-    assert rows["bare"]["compose"]["detail"] == "2.17.3: 2.18 or newer is needed"
+    old = rows["bare"]["compose"]
+    assert old["detail"] == "2.17.3: 2.18 or newer is needed"
     assert on_disk(lan) == before
 
-    (plugins / "docker-compose").unlink()
+    lan.pcs["bare"].run(old["fix"])
     (image / "layers" / f"aa-{10**15}.zst").rename(image / "layers" / "aa-1000.zst")
     config.write_text('{"architecture": "amd64"}')
     with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
@@ -276,6 +297,8 @@ def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
     rows = project.checked("LIMIT=pc2")
     assert rows["pc2"]["ps"]["state"] == "WARN"
     assert "could not be asked" in rows["pc2"]["ps"]["detail"]
+    told = project.make("purge", expected=2)
+    assert "error[pcs-missed]: make purge did its work on 2 of 3 PCs, not on pc1" in told
     rows = project.checked(expected=2)
     assert states(rows["pc1"], "FAIL") == {"ssh"}
     assert states(rows["pc2"], "FAIL") == states(rows["bare"], "FAIL") == set()
