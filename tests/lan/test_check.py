@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +71,22 @@ def held_port(pc: VirtualPc) -> Iterator[int]:
         yield pid
     finally:
         pc.run(f"kill {pid}", check=False)
+
+
+@contextmanager
+def a_home_for_ssh() -> Iterator[None]:
+    """Let ssh learn host keys for a while: it does so in the login's own home, whatever HOME is."""
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
+    before = home.with_name(".ssh-before-the-virtual-lan")
+    if home.exists():
+        home.rename(before)
+    home.mkdir(mode=0o700)
+    try:
+        yield
+    finally:
+        shutil.rmtree(home)
+        if before.exists():
+            before.rename(home)
 
 
 def on_disk(lan: VirtualLan) -> dict[str, str]:
@@ -228,8 +246,9 @@ def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_
         rows = project.checked(expected=2)
         assert states(rows["pc2"], "FAIL") == states(rows["pc1"], "FAIL") == set()
         assert states(rows["bare"], "FAIL") == {"ssh"}, "control: nobody mended that one"
-        answering = {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"}
-        sh(*shlex.split(rows["bare"]["ssh"]["fix"]), env=answering)
+        with a_home_for_ssh():
+            answering = {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"}
+            sh(*shlex.split(rows["bare"]["ssh"]["fix"]), env=answering)
         assert states(project.checked()["bare"], "FAIL") == set()
 
 
