@@ -69,6 +69,21 @@ remove() { # the file that lists them
   comm -12 "$1" "$added/there" | sed 's/$/: another package needs it/; s/^/kept package /'
 }
 
+# Before Docker: it forgets the runtime first. The script is the one that added it.
+if [ -e "$added/toolkit.sh" ] && sh "$added/toolkit.sh" forget "$added"; then
+  if [ -s "$added/toolkit" ]; then remove "$added/toolkit"; fi
+  if [ -e "$added/toolkit.files" ]; then
+    while read -r sum path; do
+      [ -e "$path" ] || continue
+      if [ "$(sha256sum <"$path" | cut -d ' ' -f 1)" = "$sum" ]; then
+        rm "$path" && echo "file $path"
+      else
+        echo "kept $path: it was changed since"
+      fi
+    done <"$added/toolkit.files"
+  fi
+fi
+
 others_use_docker() {
   [ -n "$(docker container ls -aq)$(docker image ls -q)$(docker volume ls -q)" ]
 }
