@@ -1,4 +1,4 @@
-"""NVIDIA's container toolkit on a PC: what `toolkit.sh` adds, `purge.sh` takes away, and nothing else.
+"""NVIDIA's container toolkit on a PC: what toolkit.sh adds, purge.sh takes away; nothing else.
 
 The scripts are run as they are, but for their paths; the PC's commands are `toolkit_pc.py`'s.
 """

@@ -36,7 +36,8 @@ def read_settings(path: Path = ROOT / "etc/docker/daemon.json") -> dict[str, Any
 
 def docker(state: State, words: list[str]) -> int:
     if words[0] == "info":
-        print(json.dumps(dict.fromkeys(["runc", *state["runtimes"]], {}), separators=(",", ":")))
+        known: dict[str, Any] = {name: {} for name in ["runc", *state["runtimes"]]}
+        print(json.dumps(known, separators=(",", ":")))
     elif words[:3] == ["container", "ls", "-q"]:
         print("\n".join(state["running"]))
     elif words[:2] == ["container", "ls"]:

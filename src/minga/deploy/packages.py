@@ -1,4 +1,4 @@
-"""Who installs Docker or Compose: `make deploy`, or a command of the distribution. No I/O."""
+"""Who installs Docker, Compose or NVIDIA's toolkit: `make deploy`, or a command. No I/O."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def by_deploy(system: Mapping[str, Any]) -> bool:
     if names[0] == "debian" and system["version"].isdigit():
         return int(system["version"]) >= _FIRST_DEBIAN_WITH_COMPOSE
     return bool(_BY_DEPLOY & set(names))
+
+
+def toolkit_by_deploy(system: Mapping[str, Any]) -> bool:
+    """Tell whether NVIDIA has packages of its container toolkit for such a system: apt or dnf."""
+    return bool(_BY_DEPLOY & set(system["names"]))
 
 
 def docker_command(names: Iterable[str]) -> str:
