@@ -35,6 +35,7 @@ HOST_PACKAGES = (
     "docker.io",
     "rsync",
     "zstd",
+    "gnupg",
 )
 _DOCKER = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
 _PLAIN = (
