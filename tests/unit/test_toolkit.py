@@ -283,6 +283,13 @@ def test_a_toolkit_that_somebody_else_uses_stays_as_a_whole(pc: Pc, how: str) ->
     assert (pc.root / "etc/apt/sources.list.d/nvidia-container-toolkit.list").exists()
 
 
+def test_docker_that_cannot_be_told_keeps_the_toolkit_and_purge_says_so(pc: Pc) -> None:
+    pc.add()
+    (pc.added / "toolkit.sh").write_text("exit 1\n")
+    assert "kept NVIDIA's container toolkit: Docker cannot be told to forget it" in pc.purge()
+    assert len(pc.state["installed"]) == 5
+
+
 def test_a_source_that_the_owner_changed_stays(pc: Pc) -> None:
     pc.add()
     source = pc.root / "etc/apt/sources.list.d/nvidia-container-toolkit.list"

@@ -5,7 +5,8 @@
 # Nothing that is there is replaced; what came is noted in FOLDER. No container is disturbed: Docker reads its
 # settings again (reload), and is restarted only where that did not do and no container runs.
 # `add` prints what it changed, and ends with 0: Docker has the runtime; 3: it takes a restart of Docker;
-# 4: the toolkit cannot be installed; 5: Docker cannot be told. The reason is on stderr.
+# 4: the toolkit cannot be installed; 5: Docker cannot be told. The reason is on stderr. `forget` ends with 3 where
+# somebody else uses it.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 # it would restart services
 verb=$1 added=$2
@@ -305,7 +306,7 @@ case $verb in
     needed_by >"$work/needed"
     if [ -s "$work/needed" ]; then
       echo "kept NVIDIA's container toolkit: $(head -n 1 "$work/needed")"
-      exit 1
+      exit 3
     fi
     forget
     ;;

@@ -69,8 +69,7 @@ remove() { # the file that lists them
   comm -12 "$1" "$added/there" | sed 's/$/: another package needs it/; s/^/kept package /'
 }
 
-# Before Docker: it forgets the runtime first. The script is the one that added it.
-if [ -e "$added/toolkit.sh" ] && sh "$added/toolkit.sh" forget "$added"; then
+take_toolkit() {
   if [ -s "$added/toolkit" ]; then remove "$added/toolkit"; fi
   if [ -e "$added/toolkit.files" ]; then
     while read -r sum path; do
@@ -82,6 +81,16 @@ if [ -e "$added/toolkit.sh" ] && sh "$added/toolkit.sh" forget "$added"; then
       fi
     done <"$added/toolkit.files"
   fi
+}
+
+# Before Docker, which forgets the runtime first. The script is the one that added it.
+if [ -e "$added/toolkit.sh" ]; then
+  sh "$added/toolkit.sh" forget "$added"
+  case $? in
+    0) take_toolkit ;;
+    3) ;; # kept, as it said
+    *) echo "kept NVIDIA's container toolkit: Docker cannot be told to forget it" ;;
+  esac
 fi
 
 others_use_docker() {
