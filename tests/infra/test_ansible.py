@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -202,12 +203,15 @@ def test_a_pc_with_two_workers_moves_the_later_ranks_and_has_a_compose_service_m
         "desk-3-worker.env": 4,
     }
     assert {each["WORLD_SIZE"] for each in told.values() if "WORLD_SIZE" in each} == {"5"}
-    first, second = told["desk-2-worker.env"], told["desk-2-worker2.env"]
-    assert (first["MINGA_DEVICE"], second["MINGA_DEVICE"]) == ("cuda:0", "cuda:1")
-    assert (first["MINGA_NAME"], second["MINGA_NAME"]) == ("desk-2", "desk-2-2")
+    first, other = told["desk-2-worker.env"], told["desk-2-worker2.env"]
+    assert (first["MINGA_DEVICE"], other["MINGA_DEVICE"]) == ("cuda:0", "cuda:1")
+    assert (first["MINGA_NAME"], other["MINGA_NAME"]) == ("desk-2", "desk-2-2")
     assert told["desk-1-worker.env"]["MINGA_DEVICE"] == "", "one worker chooses by itself"
     assert "compose.workers.yml" in told["desk-2-compose.env"]["COMPOSE_FILE"]
     assert "container_name: minga-worker2" in files["desk-2-compose.workers.yml"]
+    second = yaml.safe_load(files["desk-2-compose.workers.yml"])["services"]["worker2"]
+    of_first = yaml.safe_load((ROOT / "docker" / "compose.gpu.yml").read_text())["services"]
+    assert {key: second[key] for key in of_first["worker"]} == of_first["worker"]
     assert "desk-1-compose.workers.yml" not in files
 
 
@@ -260,6 +264,59 @@ def test_compose_takes_the_gpu_file_only_where_there_is_a_gpu(tmp_path: Path) ->
     assert without["MINGA_IMAGE"] == "minga:1"
     having = _variables(_render(inventory, tmp_path / "gpu", "-e", "gpu=1")["desk-1-compose.env"])
     assert having["COMPOSE_FILE"] == "/opt/minga/compose.worker.yml:/opt/minga/compose.gpu.yml"
+
+
+def _decide(folder: Path, worker: str, *words: str) -> str:
+    """Play role gpu for a ps and a worker with a GPU; return what was said, in one line."""
+    inventory = folder / "inventory.ini"
+    inventory.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\n{worker}\n")
+    (folder / "group_vars").symlink_to(ROOT / "ansible" / "group_vars")
+    ended = _play(inventory, HERE / "gpu.yml", *words)
+    assert ended.returncode == 0, ended.stdout
+    return " ".join(ended.stdout.replace("''", "'").split())  # quoted as YAML does
+
+
+@pytest.mark.parametrize(
+    ("worker", "words", "given", "told"),
+    [
+        ("b ansible_host=10.0.0.2", (), True, True),
+        ("b ansible_host=10.0.0.2", ("-e", '{"runtimes": "{\\"nvidia\\":{}}"}'), True, False),
+        ("b ansible_host=10.0.0.2 device=cpu", (), False, False),
+        ("b ansible_host=10.0.0.2 cuda=cpu", (), False, False),
+        ("b ansible_host=10.0.0.2", ("-e", "card="), False, False),
+    ],
+)
+def test_a_gpu_is_handed_out_where_a_worker_is_to_use_it_and_check_only_tells(
+    worker: str, words: tuple[str, ...], given: bool, told: bool, tmp_path: Path
+) -> None:
+    said = _decide(tmp_path, worker, "--check", *words)
+    assert f"b given={given} from=https://nvidia.github.io/libnvidia-container" in said
+    assert "a given=False" in said, "a ps computes nothing"
+    assert ("b has Some Card, 580.65: it would get NVIDIA's container toolkit" in said) is told
+    assert said.count("changed=1") == told
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "command"),
+    [
+        (3, "containers run there", "on it: sudo systemctl restart docker. Then: make deploy"),
+        (4, "cannot be installed (E: no way)", "curl -I http://mirror/nvidia/gpgkey must answer"),
+        (5, "cannot be told of NVIDIA's container toolkit (E: no way)", "sudo nvidia-ctk runtime"),
+        (127, "cannot be told of NVIDIA's container toolkit (E: no way)", "make deploy LIMIT=b"),
+        (0, "", ""),
+    ],
+)
+def test_a_gpu_that_stays_idle_fails_no_pc_and_deploy_says_why(
+    status: int, why: str, command: str, tmp_path: Path
+) -> None:
+    brought = {"rc": status, "stdout_lines": ["added x"], "stderr_lines": ["y", "E: no way"]}
+    last = ("--start-at-task", "Note whether the worker gets a GPU")
+    worker = "b ansible_host=10.0.0.2 toolkit=http://mirror/nvidia/"
+    said = _decide(tmp_path, worker, *last, "-e", json.dumps({"gpu_brought": brought}))
+    assert f"b given={status == 0} from=http://mirror/nvidia" in said
+    assert ("b has Some Card, 580.65, but trains on its CPU:" in said) is (status != 0)
+    assert why in said
+    assert command in said
 
 
 def test_the_guard_names_every_peer_and_nobody_else(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ HOST_PACKAGES = (
     "rsync",
     "tinyproxy-bin",
     "zstd",
+    "gnupg",
 )
 _DOCKER = {
     "trixie": ("docker.io", "docker-cli", "docker-compose", "docker-buildx"),

@@ -291,6 +291,7 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
     assert "Docker cannot hand it out" in rows["pc2"]["gpu"]["detail"], "the next thing to do"
+    assert rows["pc2"]["gpu"]["fix"] == "make deploy", "it installs NVIDIA's container toolkit"
     lan.pcs["pc2"].sudo("rm /usr/local/bin/nvidia-smi")
 
 

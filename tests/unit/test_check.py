@@ -278,14 +278,31 @@ def test_without_an_image_for_the_card_it_is_to_be_left_alone() -> None:
     assert _one("gpu", facts__gpu=gpu, wanted=only, device="cpu")[0] == "PASS"
 
 
-def test_a_card_without_a_driver_or_without_docker_is_a_warning() -> None:
+def test_a_card_without_a_driver_is_a_warning() -> None:
     bare = {"bus": 1, "cards": [], "error": "nvidia-smi: not found"}
     assert _one("gpu", facts__gpu=bare)[0] == "WARN"
     stale = {**bare, "error": "Failed to initialize NVML: Driver/library version mismatch"}
     assert _one("gpu", facts__gpu=stale)[3] == "sudo reboot"
-    state, _, _, fix = _one("gpu", facts__gpu=_card(), facts__docker__runtimes=["runc"])
-    assert (state, fix[:14]) == ("WARN", "sudo nvidia-ct")
     assert _one("gpu", facts__gpu=bare, device="cpu")[0] == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("names", "by_deploy"),
+    [(["debian"], True), (["linuxmint", "ubuntu"], True), (["fedora"], True), (["arch"], False)],
+)
+def test_the_toolkit_between_card_and_docker_is_deploys_affair_where_nvidia_has_packages(
+    names: list[str], by_deploy: bool
+) -> None:
+    system = {"names": names, "version": "12", "title": "Some System"}
+    lacks = {"facts__gpu": _card(), "facts__docker__runtimes": ["runc"], "facts__system": system}
+    state, detail, on, fix = _one("gpu", **lacks)
+    assert (state, "Docker cannot hand it out" in detail) == ("WARN", True)
+    if by_deploy:
+        assert detail.endswith("NVIDIA's container toolkit: deploy installs it")
+        assert (on, fix) == (HERE, "make deploy")
+    else:
+        assert (on, fix[:14]) == ("pc2", "sudo nvidia-ct")
+    assert _one("gpu", **lacks, roles=["ps"])[0] == "PASS", "the ps computes nothing"
 
 
 def test_the_default_variant_needs_what_the_image_is_labelled_with() -> None:

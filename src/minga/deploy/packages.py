@@ -1,4 +1,4 @@
-"""Who installs Docker or Compose: `make deploy`, or a command of the distribution. No I/O."""
+"""Who installs Docker, Compose or NVIDIA's toolkit: `make deploy`, or a command. No I/O."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def by_deploy(system: Mapping[str, Any]) -> bool:
     """Tell whether `make deploy` finds an engine and a new enough Compose among the packages."""
     names = system["names"]
     return bool(_BY_DEPLOY & set(names)) and not _older_debian(system, _FIRST_DEBIAN)
+
+
+def toolkit_by_deploy(system: Mapping[str, Any]) -> bool:
+    """Tell whether NVIDIA has packages of its container toolkit for such a system: apt or dnf."""
+    return bool(_BY_DEPLOY & set(system["names"]))
 
 
 def docker_command(names: Iterable[str]) -> str:

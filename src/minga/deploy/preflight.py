@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 from minga.deploy.connecting import HERE, ssh_problem, sudo_problem
 from minga.deploy.layers import missing_layers
-from minga.deploy.packages import by_deploy, compose_command, docker_command
+from minga.deploy.packages import (
+    by_deploy,
+    compose_command,
+    docker_command,
+    toolkit_by_deploy,
+)
 from minga.deploy.variants import DEFAULT, VARIANTS, Variant, numbers, suitable
 
 State = Literal["PASS", "WARN", "FAIL"]
@@ -217,11 +222,19 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row
         word = f"cuda={would}" if would else "device=cpu"
         detail = f"{shown}: {_unsuited(cards, chosen, variant)}"
         return Row(pc, "gpu", "FAIL", detail, HERE, f"{word}   # after {pc} in the inventory")
-    if "nvidia" not in facts["docker"]["runtimes"] and facts["docker"]["version"]:
-        fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-        detail = f"{shown}, but Docker cannot hand it out (NVIDIA's container toolkit does that)"
-        return Row(pc, "gpu", "WARN", f"{detail}: it trains on its CPU", pc, fix)
+    docker = facts["docker"]
+    if "worker" in asked["roles"] and docker["version"] and "nvidia" not in docker["runtimes"]:
+        return _not_handed_out(pc, shown, facts["system"])
     return Row(pc, "gpu", "PASS", f"{len(cards)} x {shown}")
+
+
+def _not_handed_out(pc: str, shown: str, system: Facts) -> Row:
+    detail = f"{shown}, but Docker cannot hand it out without NVIDIA's container toolkit"
+    if toolkit_by_deploy(system):
+        return Row(pc, "gpu", "WARN", f"{detail}: deploy installs it", HERE, "make deploy")
+    fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+    detail += f", which you install on {system['title']}: until then it trains on its CPU"
+    return Row(pc, "gpu", "WARN", detail, pc, fix)
 
 
 def _unsuited(cards: Sequence[Mapping[str, str]], chosen: str, variant: Variant) -> str:

@@ -119,7 +119,9 @@ for what in "$@"; do
       if [ -n "$found" ]; then
         wanted="$wanted $found"
       elif new=$(absent "$plugin" "${plugin%/*}" "${plugin%/*/*}") && borrowed "$plugin"; then
-        echo "$new" >>"$note.files"
+        for path in $new; do
+          if [ -d "$path" ]; then echo "folder $path"; else sha256sum "$path"; fi
+        done >>"$note.files"
       else
         missing "Docker Compose 2.18 or newer"
       fi

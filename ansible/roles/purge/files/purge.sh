@@ -67,10 +67,26 @@ remove() { # the file that lists them
   fi | sort -u >"$added/there"
   comm -23 "$1" "$added/there" | sed 's/^/package /'
   comm -12 "$1" "$added/there" | sed 's/$/: another package needs it/; s/^/kept package /'
-  [ ! -e "$1.files" ] || while read -r path; do
-    rm -fd "$path" 2>/dev/null && echo "file $path" # a folder of it, too, if it is empty
+  [ ! -e "$1.files" ] || while read -r sum path; do
+    if [ -d "$path" ]; then
+      rmdir "$path" 2>/dev/null && echo "folder $path"
+    elif [ -e "$path" ] && [ "$(sha256sum <"$path" | cut -d ' ' -f 1)" != "$sum" ]; then
+      echo "kept $path: it was changed since"
+    elif [ -e "$path" ]; then
+      rm "$path" && echo "file $path"
+    fi
   done <"$1.files"
 }
+
+# Before Docker, which forgets the runtime first. The script is the one that added it.
+if [ -e "$added/toolkit.sh" ]; then
+  sh "$added/toolkit.sh" forget "$added"
+  case $? in
+    0) if [ -e "$added/toolkit" ]; then remove "$added/toolkit"; fi ;;
+    3) ;; # kept, as it said
+    *) echo "kept NVIDIA's container toolkit: Docker cannot be told to forget it" ;;
+  esac
+fi
 
 others_use_docker() {
   [ -n "$(docker container ls -aq)$(docker image ls -q)$(docker volume ls -q)" ]
