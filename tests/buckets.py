@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -21,8 +22,9 @@ KINDS = ("gs", "s3", "http")
 class Tap:
     """A reverse proxy before a service.
 
-    ``bodies`` counts the bytes of answers to GET, by path without its query. ``refuse`` answers
-    every request with a status. ``cut`` ends the next so many bodies of shards half-way.
+    ``fetched`` counts the bytes of objects, by path without its query. ``refuse`` answers
+    every request with a status. Of the next bodies of shards, so many are ``cut`` half-way and so
+    many are ``spoiled`` in one byte. While ``open`` is not set, bodies of shards wait.
     """
 
     def __init__(self, target: str) -> None:
@@ -30,6 +32,9 @@ class Tap:
         self.fetched: dict[str, int] = {}
         self.refuse: int | None = None
         self.cut = 0
+        self.spoiled = 0
+        self.open = threading.Event()
+        self.open.set()
         self._target = target.removeprefix("http://")
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -50,9 +55,12 @@ class Tap:
                 found[names[path]] = found.get(names[path], 0) + count
         return found
 
-    def forget(self) -> None:
+    def reset(self) -> None:
+        """Let all through, and count from nothing."""
         self.requests.clear()
         self.fetched.clear()
+        self.refuse, self.cut, self.spoiled = None, 0, 0
+        self.open.set()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         tap = self
@@ -61,7 +69,7 @@ class Tap:
             def do_GET(self) -> None:
                 tap._pass_on(self)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -88,12 +96,17 @@ class Tap:
         length = answer.getheader("Content-Length") if visitor.command == "HEAD" else len(body)
         visitor.send_header("Content-Length", str(length))
         visitor.end_headers()
+        of_shard = path.endswith(".tar") and len(body) > 1 and _is_body(visitor)
+        if of_shard:
+            self.open.wait(60)
         with self._lock:
-            cut = self.cut > 0 and path.endswith(".tar") and len(body) > 1 and _is_body(visitor)
-            if cut:
+            if of_shard and self.cut > 0:
                 self.cut -= 1
                 body = body[: len(body) // 2]
-            if visitor.command == "GET":
+            if of_shard and self.spoiled > 0:
+                self.spoiled -= 1
+                body = body[:-1] + bytes([body[-1] ^ 1])
+            if _is_body(visitor):
                 self.fetched[path] = self.fetched.get(path, 0) + len(body)
         with contextlib.suppress(OSError):
             visitor.wfile.write(body)
@@ -181,11 +194,14 @@ class Static(Service):
     def __init__(self, target: str, folder: Path) -> None:
         super().__init__("http", target)
         self._folder = folder
+        self._clock_s = 1e9
 
     def put(self, key: str, content: bytes) -> None:
         path = self._folder / BUCKET / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        self._clock_s += 1.0  # its time is all by which a plain server tells contents apart
+        os.utime(path, (self._clock_s, self._clock_s))
 
     def remove(self, key: str) -> None:
         (self._folder / BUCKET / key).unlink()
@@ -217,9 +233,7 @@ def service(kind: str, folder: Path) -> Iterator[Service]:
             stack.callback(moto.stop)
             made = S3("http://{}:{}".format(*moto.get_host_and_port()))
         else:
-            server = ThreadingHTTPServer(
-                ("127.0.0.1", 0), partial(_Quiet, directory=str(folder))
-            )
+            server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.server_close)
             stack.callback(server.shutdown)

@@ -100,7 +100,7 @@ class _Shards:
         return self._fetcher.fetch(found, sha256)
 
     def _glob(self, address: str) -> bool:
-        return not self._web and _PATTERN.search(address) is not None
+        return _PATTERN.search(shown(address)) is not None
 
     def _stat(self, url: str) -> Remote:
         return self._fetcher.patiently(url, lambda: self._store.stat(url))

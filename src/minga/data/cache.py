@@ -16,14 +16,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from minga.data.remote import Remote, shown
+from minga.data.remote import Remote, Spoiled, shown
 from minga.errors import DataError, Hint
 
 _CHUNK_BYTES = 1 << 20
-
-
-class Spoiled(Exception):
-    """What came is not what is there."""
 
 
 def cache_root() -> Path:

@@ -14,7 +14,6 @@ from typing import IO, TypeVar
 from minga.console import Console, duration
 from minga.data.cache import (
     Part,
-    Spoiled,
     beside,
     cache_root,
     check,
@@ -25,7 +24,7 @@ from minga.data.cache import (
     system_error,
     write_record,
 )
-from minga.data.remote import Remote, Store, Unsteady, shown, unreachable, words
+from minga.data.remote import Remote, Spoiled, Store, Unsteady, shown, unreachable, words
 from minga.errors import DataError, Hint
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -229,9 +228,9 @@ class Fetcher:
 
         def attempt() -> str | None:
             with Part(part, remote, self._count) as sink:
-                digest = None
-                if sink.at < remote.size_bytes or not remote.size_bytes:
-                    digest = self._store.fetch(remote, sink)
+                if sink.at == remote.size_bytes:  # complete, and not yet checked when it ended
+                    sink.rewind()
+                digest = self._store.fetch(remote, sink)
                 if sink.at < remote.size_bytes:
                     raise Unsteady(f"it ended after {sink.at} of {remote.size_bytes} bytes")
                 return digest

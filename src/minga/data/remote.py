@@ -23,6 +23,10 @@ class Unsteady(Exception):
     """The network or the service failed in a way that may pass."""
 
 
+class Spoiled(Exception):
+    """What came is not what is there."""
+
+
 class Sink(Protocol):
     """Where the bytes of one object go."""
 
@@ -54,7 +58,7 @@ class Store(Protocol):
         """Give a sink the bytes that it lacks; return their digest (``md5:...``) where it is known.
 
         Raises:
-            DataError, Unsteady, and OSError of the sink.
+            DataError, Unsteady, Spoiled, and OSError of the sink.
         """
 
 

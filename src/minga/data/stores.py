@@ -20,6 +20,7 @@ from minga import __version__
 from minga.data.remote import (
     Remote,
     Sink,
+    Spoiled,
     Store,
     Unsteady,
     changed,
@@ -112,7 +113,7 @@ def _of_blob(bucket: str, blob: Any) -> Remote:
 @contextlib.contextmanager
 def _google_troubles(url: str) -> Iterator[None]:
     from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
     from requests import RequestException  # the client's own: both come out of it as they are
     from urllib3.exceptions import HTTPError
 
@@ -122,6 +123,8 @@ def _google_troubles(url: str) -> Iterator[None]:
         raise refusal(int(error.code or 500), url, error.message) from error
     except (TransportError, RequestException, HTTPError, ConnectionError) as error:
         raise Unsteady(words(error)) from error
+    except InvalidOperation as error:  # nobody's credentials cannot be refreshed
+        raise denied(url, "it is not public, and this PC has no credentials") from error
     except GoogleAuthError as error:
         raise denied(url, error) from error
 
@@ -208,10 +211,10 @@ def _s3_troubles(url: str) -> Iterator[None]:
         exceptions.HTTPClientError,
         exceptions.ConnectionError,
         exceptions.IncompleteReadError,
-        exceptions.ChecksumError,
-        exceptions.FlexibleChecksumError,
     ) as error:
         raise Unsteady(words(error)) from error
+    except (exceptions.ChecksumError, exceptions.FlexibleChecksumError) as error:
+        raise Spoiled(words(error)) from error
     except exceptions.BotoCoreError as error:
         raise denied(url, error) from error
 
