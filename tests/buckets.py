@@ -11,11 +11,19 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from minga.config import DataConfig
+from minga.data.dataset import ImageData, open_data
+from minga.errors import DataError
+
 BUCKET = "bucket"
+NAMES = ("cat", "dog", "owl")
+SHARDS = ("part-000000.tar", "part-000001.tar", "part-000002.tar")
+"""Of the training half; those of the validation half have the same names."""
 KINDS = ("gs", "s3", "http")
 
 
@@ -249,3 +257,38 @@ def use(monkeypatch: pytest.MonkeyPatch, made: Service, cache: Path) -> None:
     for name, value in made.variables().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MINGA_CACHE", str(cache))
+
+
+def opened(path: str | Path, **settings: Any) -> ImageData:
+    return open_data(DataConfig(path=str(path), **settings))
+
+
+def refused(path: str, code: str, **settings: Any) -> str:
+    """Open what cannot be opened; return what is said."""
+    with pytest.raises(DataError) as raised:
+        opened(path, **settings)
+    assert raised.value.code == code, raised.value.what
+    assert raised.value.hints
+    return raised.value.what
+
+
+def same(one: ImageData, other: ImageData) -> bool:
+    """Whether two hold the same samples in the same order."""
+    return one.fingerprint() == other.fingerprint() and all(
+        len(ours) == len(theirs)
+        and all(ours.source.encoded(i) == theirs.source.encoded(i) for i in range(len(ours)))
+        and ours.labels.tolist() == theirs.labels.tolist()
+        for ours, theirs in ((one.train, other.train), (one.val, other.val))
+    )
+
+
+def kept(tmp_path: Path, pattern: str) -> list[Path]:
+    return sorted((tmp_path / "cache").rglob(pattern))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+
+
+def total(shards: Path) -> int:
+    return sum(path.stat().st_size for path in shards.rglob("*.tar"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_a_worker_trains_on_shards_in_a_bucket(
         lan.start_worker(1)
         lan.start_ps(world_size=2)
         wait_until(lambda: "Fetching gs://" in lan.log("worker1"), "the worker to fetch")
+        lan.start_worker(2)
+        wait_until(lambda: "which fetches" in lan.log("worker2"), "another to wait for it")
+        lan.kill("worker2", signal.SIGTERM)
+        assert lan.finish("worker2", 30) == 130  # it does not wait for the data
         # longer than the ps waits for a worker that says nothing while it prepares
         with pytest.raises(subprocess.TimeoutExpired):
             lan.processes["worker1"].wait(PREPARE_S + 2)

@@ -77,16 +77,15 @@ class _Shards:
         names = [each for each in addresses if _name(each).endswith(".tar") or self._glob(each)]
         if names and itself is None:
             raise _no_validation(names[0])
+        shards = self._stats([each for each in names if not self._glob(each)])
         found: list[Remote] = []
-        with ThreadPoolExecutor(THREADS, "minga-look") as pool:
-            stats = pool.map(self._stat, [each for each in names if not self._glob(each)])
-            for address in addresses:
-                if address not in names:
-                    found += self._folder(address.rstrip("/"), itself is not None)
-                elif self._glob(address):
-                    found += self._matches(address)
-                else:
-                    found.append(next(stats))
+        for address in addresses:
+            if address in shards:
+                found.append(shards[address])
+            elif address in names:
+                found += self._matches(address)
+            else:
+                found += self._folder(address.rstrip("/"), itself is not None)
         if not found:
             raise missing(f"{addresses[0].rstrip('/')}/*.tar")
         for folder in {each.folder for each in found}:
@@ -104,6 +103,11 @@ class _Shards:
 
     def _stat(self, url: str) -> Remote:
         return self._fetcher.patiently(url, lambda: self._store.stat(url))
+
+    def _stats(self, urls: list[str]) -> dict[str, Remote]:
+        """Look at several at once; the first that fails ends it."""
+        with ThreadPoolExecutor(THREADS, "minga-look") as pool:
+            return dict(zip(urls, pool.map(self._stat, urls), strict=True))
 
     def _list(self, prefix: str, *, deep: bool = False) -> list[Remote]:
         return self._fetcher.patiently(prefix, lambda: self._store.list(prefix, deep=deep))
@@ -142,8 +146,7 @@ class _Shards:
             return []
         names = sorted(self._manifest(folder).get("shards", ()))
         if self._web:
-            with ThreadPoolExecutor(THREADS, "minga-look") as pool:
-                return list(pool.map(self._stat, [f"{folder}/{name}" for name in names]))
+            return list(self._stats([f"{folder}/{name}" for name in names]).values())
         for name in names:
             if name not in there:
                 raise missing(f"{folder}/{name}")
