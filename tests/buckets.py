@@ -106,7 +106,7 @@ class Tap:
         visitor.end_headers()
         of_shard = path.endswith(".tar") and len(body) > 1 and _is_body(visitor)
         if of_shard:
-            self.open.wait(60)
+            self.open.wait(120)
         with self._lock:
             if of_shard and self.cut > 0:
                 self.cut -= 1

@@ -53,8 +53,8 @@ def fetched_shards(config: DataConfig, half: str, leaving: Callable[[], bool]) -
         addresses = list(braceexpand(named))
     except ValueError:  # unbalanced braces
         raise missing(named) from None
-    half_of = None if half == "val" and not own else named
-    return _Shards(addresses[0], half, leaving).fetch(addresses, half_of)
+    itself = own or half == "train"
+    return _Shards(addresses[0], half, leaving).fetch(addresses, itself)
 
 
 class _Shards:
@@ -67,15 +67,15 @@ class _Shards:
         self._web = bool(_WEB.match(address))
         self._manifests: dict[str, dict[str, Any]] = {}
 
-    def fetch(self, addresses: list[str], itself: str | None) -> list[Path]:
+    def fetch(self, addresses: list[str], itself: bool) -> list[Path]:
         """Return where the shards of all addresses are, fetched.
 
         Args:
             addresses: without braces.
-            itself: what was named, if shards that lie right there are this half's.
+            itself: whether shards that lie right there are this half's.
         """
         names = [each for each in addresses if _name(each).endswith(".tar") or self._glob(each)]
-        if names and itself is None:
+        if names and not itself:
             raise _no_validation(names[0])
         shards = self._stats([each for each in names if not self._glob(each)])
         found: list[Remote] = []
@@ -85,14 +85,14 @@ class _Shards:
             elif address in names:
                 found += self._matches(address)
             else:
-                found += self._folder(address.rstrip("/"), itself is not None)
+                found += self._folder(address.rstrip("/"), itself)
         if not found:
             raise missing(f"{addresses[0].rstrip('/')}/*.tar")
         for folder in {each.folder for each in found}:
             self._manifest(folder)
         sha256 = {
-            name: str(shard["sha256"])
-            for manifest in self._manifests.values()
+            f"{folder}/{name}": str(shard["sha256"])
+            for folder, manifest in self._manifests.items()
             for name, shard in manifest.get("shards", {}).items()
             if shard.get("sha256")
         }

@@ -96,7 +96,7 @@ class Fetcher:
 
         Args:
             remotes: what to fetch.
-            sha256: digests that a manifest promises, by name.
+            sha256: digests that manifests promise, by address.
 
         Raises:
             DataError: see :func:`minga.data.dataset.open_data`.
@@ -141,7 +141,9 @@ class Fetcher:
             try:
                 for patient in (False, True):
                     work = {
-                        pool.submit(self._one, each, sha256.get(each.name), patient): each
+                        pool.submit(
+                            self._one, each, sha256.get(f"{each.folder}/{each.name}"), patient
+                        ): each
                         for each in lacking
                     }
                     waiting = set(work)
