@@ -12,6 +12,8 @@ MODULES = (
     "torchvision.models",
     "torchvision.transforms.v2",
     "webdataset",
+    "google.cloud.storage",
+    "boto3",
     "sklearn.datasets",
     "matplotlib.pyplot",
     "cryptography.x509",

@@ -49,7 +49,7 @@ class DataConfig:
     """Where the images are on each worker, and how they are shown to the model."""
 
     path: str = "data/tiny-imagenet-200"
-    """Training data: a folder (with train/ and val/) or WebDataset shards (folder or braces)."""
+    """Training data: a folder (with train/ and val/) or WebDataset shards (folder, braces, URL)."""
     val_path: str | None = None
     """Validation data, where they are not beside the training data."""
     format: DataFormat = "auto"

@@ -27,6 +27,7 @@ USE_WEBDATASET = "USE_WEBDATASET"
 _ELSEWHERE = {
     USE_WEBDATASET: "true: the data are WebDataset shards.",
     "MINGA_CONFIG": "The YAML file of settings; train.yaml if there is one.",
+    "MINGA_CACHE": "Folder of data fetched from buckets and the web (~/.cache/minga).",
     "MINGA_BIN": "The minga command that start_ps.sh and start_worker.sh run.",
 }
 

@@ -271,13 +271,6 @@ def test_a_val_path_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert raised.value.code == "data-not-found"
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://bucket/x", "https://host/x"])
-def test_remote_data_are_refused_with_a_word_about_later(url: str) -> None:
-    with pytest.raises(DataError, match=f"{url} is remote") as raised:
-        open_data(DataConfig(path=url))
-    assert raised.value.code == "data-remote-unsupported"
-
-
 # -- images
 
 

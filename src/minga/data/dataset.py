@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from minga.config import DataConfig
+from minga.data.buckets import fetched_shards, is_remote
 from minga.data.folders import FileSource, open_folders
-from minga.data.shards import are_shards, open_shards
+from minga.data.shards import are_shards, local_shards, open_shards
 from minga.data.split import Split, natural_size
 from minga.errors import DataError, Hint
-
-_REMOTE = re.compile(r"(gs|s3|https?)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +45,31 @@ class ImageData:
         }
 
 
-def open_data(config: DataConfig, *, needs: tuple[str, ...] = ("train", "val")) -> ImageData:
+def open_data(
+    config: DataConfig,
+    *,
+    needs: tuple[str, ...] = ("train", "val"),
+    leaving: Callable[[], bool] = lambda: False,
+) -> ImageData:
     """Find a data set's samples and classes; no image but the first is read.
+
+    Shards that are not on this PC are fetched first, into its cache, and read there.
 
     Args:
         config: where it is; ``format`` ``auto`` looks for shards, else takes folders.
         needs: the halves that must be there.
+        leaving: asked while data are fetched; once true, KeyboardInterrupt is raised.
 
     Raises:
         DataError: the data are missing (``data-not-found``, ``data-no-validation``,
             ``data-empty``), may not be read (``data-unreadable``), are damaged
-            (``data-corrupt``), contradict themselves (``data-classes-differ``) or are not local
-            (``data-remote-unsupported``).
+            (``data-corrupt``), contradict themselves (``data-classes-differ``); those that are
+            not local may not be read (``data-remote-denied``), are out of reach
+            (``data-remote-unreachable``), in no way that minga knows
+            (``data-remote-unsupported``), or cannot be kept (``disk-full``, ``no-access``).
     """
     try:
-        return _open(config, needs)
+        return _open(config, needs, leaving)
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or config.path}: {error.strerror or error}",
@@ -69,17 +78,17 @@ def open_data(config: DataConfig, *, needs: tuple[str, ...] = ("train", "val")) 
         ) from error
 
 
-def _open(config: DataConfig, needs: tuple[str, ...]) -> ImageData:
-    for path in (config.path, config.val_path):
-        if path and _REMOTE.match(path):
-            raise DataError(
-                f"{path} is remote: reading from object stores and the web comes in a later "
-                "version of minga",
-                code="data-remote-unsupported",
-                hints=(Hint("is there a copy on this PC?", "minga worker --data FOLDER"),),
-            )
-    if config.format == "webdataset" or (config.format == "auto" and are_shards(config)):
-        classes, found = open_shards(config, needs)
+def _open(config: DataConfig, needs: tuple[str, ...], leaving: Callable[[], bool]) -> ImageData:
+    places = {half: (half == "val" and config.val_path) or config.path for half in needs}
+    remote = {half for half, place in places.items() if is_remote(place)}
+    if remote or config.format == "webdataset" or (config.format == "auto" and are_shards(config)):
+        paths = {
+            half: fetched_shards(config, half, leaving)
+            if half in remote
+            else local_shards(config, half)
+            for half in needs
+        }
+        classes, found = open_shards(config.path, paths)
     else:
         classes, found = open_folders(config, needs)
     train, val = (found.get(half, FileSource([])) for half in ("train", "val"))

@@ -26,6 +26,7 @@ from minga.data.split import Labels, Source, Split
 from minga.errors import DataError, Hint
 
 MANIFEST = "manifest.json"
+CLASSES = "classes.txt"
 _PATTERN = frozenset("{*?[")
 _ZERO_BLOCK = bytes(tarfile.BLOCKSIZE)
 _SHUFFLE_SEED = 0
@@ -77,37 +78,49 @@ def are_shards(config: DataConfig) -> bool:
     )
 
 
+def local_shards(config: DataConfig, half: str) -> list[Path]:
+    """Return the shards of one half that lie on this PC, at least one.
+
+    Raises:
+        DataError: there are none.
+    """
+    return _paths(_where(config, half))
+
+
 def open_shards(
-    config: DataConfig, needs: tuple[str, ...]
+    where: str, halves: dict[str, list[Path]]
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Return the class names and the halves that are needed; walks through every shard.
+    """Return the class names and the halves; walks through every shard.
+
+    Args:
+        where: what to call the data in a message.
+        halves: each half's shards, at least one.
 
     Raises:
         DataError: see :func:`minga.data.dataset.open_data`.
     """
-    opened = {half: _open_half(config, half) for half in needs}
+    opened = {half: _open_half(paths) for half, paths in halves.items()}
     found: dict[str, Source] = {half: source for half, (_, source) in opened.items()}
     named = [classes for classes, _ in opened.values() if classes]
     if any(classes != named[0] for classes in named):
         raise DataError(
-            f"the validation shards of {config.path} name other classes than the training shards",
+            f"the validation shards of {where} name other classes than the training shards",
             code="data-classes-differ",
             hints=(Hint("were they packed together?", "minga data verify"),),
         )
-    count = len(named[0]) if named else int(found[needs[0]].labels.max()) + 1
+    count = len(named[0]) if named else int(next(iter(found.values())).labels.max()) + 1
     for source in found.values():
         outside = (source.labels < 0) | (source.labels >= count)
         if outside.any():
             index = int(outside.argmax())
-            raise _damaged(source.name(index), f"class {source.labels[index]} of {count} classes")
+            raise damaged(source.name(index), f"class {source.labels[index]} of {count} classes")
     return tuple(named[0]) if named else tuple(map(str, range(count))), found
 
 
-def _open_half(config: DataConfig, half: str) -> tuple[list[str], ShardSource]:
+def _open_half(paths: list[Path]) -> tuple[list[str], ShardSource]:
     """Return what class names there are, perhaps none, and the samples, at least one."""
-    paths = _paths(_where(config, half))
     folder = paths[0].parent
-    manifests = {each: _manifest(each) for each in {path.parent for path in paths}}
+    manifests = {each: read_manifest(each) for each in {path.parent for path in paths}}
     promises = {each: manifest.get("shards", {}) for each, manifest in manifests.items()}
     source = ShardSource(
         (path, _samples(path, promises[path.parent].get(path.name))) for path in paths
@@ -166,7 +179,7 @@ def _write_shard(
             try:
                 encoded = source.encoded(index)
             except OSError as error:
-                raise _damaged(image, str(error)) from error
+                raise damaged(image, str(error)) from error
             label = str(source.labels[index]).encode()
             tar.write({"__key__": f"{index:08d}", extension: encoded, "cls": label})
     with part.open("rb") as written:
@@ -190,7 +203,7 @@ def _paths(where: str) -> list[Path]:
     """Return the shards of a folder, or of a brace or glob pattern, at least one."""
     folder = Path(where)
     if folder.is_dir():
-        listed = _manifest(folder).get("shards", {})
+        listed = read_manifest(folder).get("shards", {})
         paths = sorted(folder / name for name in listed) or sorted(folder.glob("*.tar"))
     else:
         try:
@@ -210,46 +223,54 @@ def _paths(where: str) -> list[Path]:
     return paths
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest beside the shards, its shards by name; empty if there is none."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest beside the shards, its shards by name; empty if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         return {}
     try:
         content = json.loads(file.read_text())
         shards = {
-            str(shard["name"]): {"bytes": int(shard["bytes"]), "samples": int(shard["samples"])}
+            str(shard["name"]): {
+                "bytes": int(shard["bytes"]),
+                "samples": int(shard["samples"]),
+                "sha256": shard.get("sha256"),
+            }
             for shard in content["shards"]
         }
         return {"classes": [str(name) for name in content["classes"]], "shards": shards}
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, f"not a manifest of shards ({error})") from error
+        raise damaged(file, f"not a manifest of shards ({error})") from error
 
 
 def _listed_classes(folder: Path) -> list[str]:
     """Return the lines of ``classes.txt``, beside the shards or one level up."""
-    for file in (folder / "classes.txt", folder.parent / "classes.txt"):
+    for file in (folder / CLASSES, folder.parent / CLASSES):
         if file.is_file():
             return text_of(file).splitlines()
     return []
 
 
-def _samples(path: Path, promised: dict[str, int] | None) -> list[_Sample]:
+def _samples(path: Path, promised: dict[str, Any] | None) -> list[_Sample]:
     """Return a shard's samples after checking that all of it is there."""
     size_bytes = path.stat().st_size
     if promised and size_bytes != promised["bytes"]:
-        raise _damaged(path, f"{size_bytes} bytes, not {promised['bytes']} as in {MANIFEST}")
+        raise damaged(path, f"{size_bytes} bytes, not {promised['bytes']} as in {MANIFEST}")
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             members = _members(tar)
             # tarfile takes a damaged header, or the end of a cut file, for the end mark
             if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != _ZERO_BLOCK:
-                raise _damaged(path, f"no end mark at byte {tar.offset}")
+                raise damaged(path, f"no end mark at byte {tar.offset}")
             samples = [_sample(path, key, fields, file) for key, fields in members.items()]
     except (tarfile.TarError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     if promised and len(samples) != promised["samples"]:
-        raise _damaged(path, f"{len(samples)} samples, not {promised['samples']} as in {MANIFEST}")
+        raise damaged(path, f"{len(samples)} samples, not {promised['samples']} as in {MANIFEST}")
     return samples
 
 
@@ -268,12 +289,12 @@ def _sample(path: Path, key: str, fields: dict[str, tarfile.TarInfo], file: Bina
     image = next((fields[each] for each in EXTENSIONS if each in fields), None)
     label = fields.get(".cls")
     if image is None or label is None:
-        raise _damaged(path, f"sample {key} has {' '.join(fields)}, not an image and .cls")
+        raise damaged(path, f"sample {key} has {' '.join(fields)}, not an image and .cls")
     text = os.pread(file.fileno(), label.size, label.offset_data)
     try:
         return _Sample(image.name, image.offset_data, image.size, int(text))
     except ValueError:
-        raise _damaged(path, f"class {text[:20]!r} of sample {key} is not a number") from None
+        raise damaged(path, f"class {text[:20]!r} of sample {key} is not a number") from None
 
 
 def _shard_not_found(path: Path) -> DataError:
@@ -284,7 +305,8 @@ def _shard_not_found(path: Path) -> DataError:
     )
 
 
-def _damaged(what: Path | str, why: str) -> DataError:
+def damaged(what: Path | str, why: str) -> DataError:
+    """Return the error for a file that is not what it should be."""
     return DataError(
         f"{what} is damaged: {why}",
         code="data-corrupt",

@@ -29,7 +29,7 @@ from minga.transport.door import Door, JoinStream
 from minga.transport.identity import Identity
 from minga.transport.stream import Message
 
-_PREPARE_S = 15.0
+PREPARE_S = 15.0
 """A joining worker says every few seconds that it is still preparing."""
 _FAREWELL_S = 10.0
 _TICK_S = 1.0
@@ -187,7 +187,7 @@ class Coordinator:
 
     async def _data_report(self, join: JoinStream) -> DataFacts:
         while True:
-            message = await join.receive(_PREPARE_S)
+            message = await join.receive(PREPARE_S)
             if failed := message.get("failed"):
                 raise Refused(str(failed["what"]), code=str(failed["code"]))
             if report := message.get("data"):

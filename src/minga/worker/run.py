@@ -198,7 +198,7 @@ class Worker:
             val_path=options.val_data or settings.data.val_path,
             format=options.data_format or settings.data.format,
         )
-        data = open_data(data_config)
+        data = open_data(data_config, leaving=self._leaving.is_set)
         self._fingerprint = {**data.fingerprint(), "image_size": data.image_size}
         self._trainer = Trainer(
             settings,
