@@ -277,10 +277,10 @@ class Counting:
         self._task = self._bars.add_task(what, total=None)
         self._on_terminal = talk().is_terminal
         self._interval_s = _BAR_INTERVAL_S if self._on_terminal else Console.interval_s
+        self._first: tuple[float, int] | None = None
+        self._due = 0.0
 
     def __enter__(self) -> Self:
-        self._started_s = self._clock()
-        self._due = self._started_s + self._interval_s
         if self._on_terminal:
             self._bars.start()
         return self
@@ -297,13 +297,15 @@ class Counting:
     def __call__(self, done: int, total: int) -> None:
         """Take the newest count; it is shown when the next view is due."""
         now_s = self._clock()
+        if self._first is None:  # what was imported before it is not the count's time
+            self._first, self._due = (now_s, done), now_s + self._interval_s
         if now_s < self._due:
             return
         self._due = now_s + self._interval_s
         if self._on_terminal:
             self._bars.update(self._task, completed=done, total=total, refresh=True)
             return
-        per_s = done / (now_s - self._started_s)
-        left = duration((total - done) / per_s) if done else "-"
+        per_s = (done - self._first[1]) / (now_s - self._first[0])
+        left = duration((total - done) / per_s if per_s else None)
         said = f"{self._what}  {done:,} of {total:,}  {per_s:,.0f}/s  {left} left"
         talk().print(said, markup=False, soft_wrap=True)

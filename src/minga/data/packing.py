@@ -21,7 +21,7 @@ from minga.data.dataset import ImageData, open_data
 from minga.data.folders import EXTENSIONS, not_found, require_unused
 from minga.data.shards import write_shards
 from minga.data.split import Labels, Source, Split
-from minga.errors import Hint, RunFailed
+from minga.errors import DataError, Hint, RunFailed
 
 NOTE = "packed.json"
 
@@ -51,7 +51,22 @@ class Tree:
 
 
 def look_at(folders: list[Path]) -> Tree:
-    """Return what is under these folders; reads no file. Raises OSError."""
+    """Return what is under these folders; reads no file.
+
+    Raises:
+        DataError: ``data-unreadable``.
+    """
+    try:
+        return _look_at(folders)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror}",
+            code="data-unreadable",
+            hints=(Hint("who may?", f"ls -ld {error.filename}"),),
+        ) from error
+
+
+def _look_at(folders: list[Path]) -> Tree:
     digest, images, image_bytes = hashlib.sha256(), 0, 0
     for number, folder in enumerate(folders):
         for path in _files(folder):
