@@ -105,5 +105,9 @@ def test_data_of_the_pcs_own_are_left_alone(project: Path) -> None:
     inventory.write_text(inventory.read_text().replace("10.0.0.2", f"10.0.0.2 data_folder={own}"))
     assert f"desk-b (10.0.0.2) has no folder {own}" in " ".join(_send(project, failed=True).split())
     own.mkdir()
-    _send(project)
+    asks = "Ask this PC what it has packed"
+    assert asks not in _send(project)
+    (project / "build" / "data" / "flowers").mkdir(parents=True)
+    (project / "build" / "data" / "flowers" / "packed.json").touch()
+    assert asks in _send(project)
     assert not (project / "pc").exists()
