@@ -20,7 +20,7 @@ from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.folders import EXTENSIONS, not_found, require_unused
 from minga.data.shards import write_shards
-from minga.data.split import Labels, Source, Split
+from minga.data.split import Labels, Source
 from minga.errors import DataError, Hint, RunFailed
 
 NOTE = "packed.json"
@@ -177,8 +177,9 @@ def _write(data: ImageData, folder: Path, tell: Tell) -> None:
         tell(done, total)
 
     for half, split in (("train", data.train), ("val", data.val)):
+        split.source = _Counted(split.source, count)
         write_shards(
-            Split(_Counted(split.source, count), split.size),
+            split,
             folder / half,
             prefix=half,
             classes=data.classes,
