@@ -12,6 +12,8 @@ FLAGS = --inventory $(INVENTORY) $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK)
 PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook $(FLAGS)
 # The same with a table of what became of each PC, and status 3 if one was missed.
 WORK = $(BIN)/python -m minga.deploy.play $(FLAGS)
+# Many small files become a few shards in build/data, once.
+PACK = $(BIN)/python -m minga.deploy.packing --inventory $(INVENTORY)
 export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 
 .DEFAULT_GOAL := help
@@ -58,6 +60,7 @@ lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types
 	ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint ansible
 
 check: .venv/.minga-deploy ## Tell what every PC lacks, and the command that mends it; JSON=1
+	@$(PACK)
 	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/check.yml $(if $(JSON),>&2)
 	@$(BIN)/python -m minga.deploy.check $(if $(JSON),--json)
 
@@ -66,6 +69,7 @@ image: .venv/.minga-deploy ## Build the image of ps and workers
 
 deploy: image ## Bring image, data, firewall rules, settings to every PC of inventory.ini
 	$(BIN)/python -m minga.deploy.identity
+	@$(PACK)
 	@$(WORK) ansible/deploy.yml
 
 train: .venv/.minga-deploy ## Start the ps, then the workers; go on with an unfinished run

@@ -23,6 +23,8 @@ from typing import Any, Self, TextIO, cast
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
@@ -42,6 +44,7 @@ _THEME = Theme(
 )
 _STATE_STYLES = {"training": "good", "joining": "warn", "lost": "bad", "left": "quiet"}
 _LIVE_INTERVAL_S = 1.0
+_BAR_INTERVAL_S = 0.2
 
 
 @cache
@@ -256,3 +259,53 @@ class Progress:
             self._live.update(status_view(status), refresh=True)
         else:
             self._console.line(**_summary(status))
+
+
+class Counting:
+    """Shows how far a long count is: a bar on a terminal, else a line now and then.
+
+    Use it as a context manager, and call it with what is done and the total. For one thread.
+    """
+
+    def __init__(self, what: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
+        self._clock = clock
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Bars(
+            *columns, TimeRemainingColumn(), console=talk(), auto_refresh=False, transient=True
+        )
+        self._task = self._bars.add_task(what, total=None)
+        self._on_terminal = talk().is_terminal
+        self._interval_s = _BAR_INTERVAL_S if self._on_terminal else Console.interval_s
+        self._first: tuple[float, int] | None = None
+        self._due = 0.0
+
+    def __enter__(self) -> Self:
+        if self._on_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._on_terminal:
+            self._bars.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take the newest count; it is shown when the next view is due."""
+        now_s = self._clock()
+        if self._first is None:  # what was imported before it is not the count's time
+            self._first, self._due = (now_s, done), now_s + self._interval_s
+        if now_s < self._due:
+            return
+        self._due = now_s + self._interval_s
+        if self._on_terminal:
+            self._bars.update(self._task, completed=done, total=total, refresh=True)
+            return
+        per_s = (done - self._first[1]) / (now_s - self._first[0])
+        left = duration((total - done) / per_s if per_s else None)
+        said = f"{self._what}  {done:,} of {total:,}  {per_s:,.0f}/s  {left} left"
+        talk().print(said, markup=False, soft_wrap=True)

@@ -257,6 +257,25 @@ def test_the_data_are_named_by_their_folder(
     assert _variables(files["desk-1-worker.env"])["DATASET_URL"] == "/data/flowers"
 
 
+def test_a_pack_has_the_name_of_the_data_and_both_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASET", "some/where/flowers/")
+    monkeypatch.setenv("VAL_DATASET", "/else/where/more")
+    root = ("-e", f"minga_root={tmp_path}")
+
+    def urls(out: str) -> tuple[str, str]:
+        files = _render(_inventory(tmp_path, 1), tmp_path / out, *root)
+        told = _variables(files["desk-1-worker.env"])
+        return told["DATASET_URL"], told["VAL_DATASET_URL"]
+
+    pack = tmp_path / "build" / "data" / "flowers"
+    pack.mkdir(parents=True)
+    assert urls("two") == ("/data/flowers", "/data/more")
+    (pack / "packed.json").touch()
+    assert urls("one") == ("/data/flowers", "")
+
+
 def test_compose_takes_the_gpu_file_only_where_there_is_a_gpu(tmp_path: Path) -> None:
     inventory = _inventory(tmp_path, 1)
     without = _variables(_render(inventory, tmp_path / "out")["desk-1-compose.env"])

@@ -24,6 +24,7 @@ zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
 errors = pytest.importorskip("docker.errors", reason="make lint installs it")
 
 from minga.deploy import image, saving  # noqa: E402  (they import what may be missing)
+from minga.deploy.inventory import hosts_of  # noqa: E402
 from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
 from minga.deploy.staging import Staging  # noqa: E402
 from minga.deploy.variants import VARIANTS  # noqa: E402
@@ -314,12 +315,12 @@ def test_the_inventory_says_which_images_there_are_to_be(tmp_path: Path) -> None
     path.write_text(
         "[ps]\na\n[workers]\nb cuda=cpu\nc cuda=odd\n[all:vars]\nwheels=https://w/whl\n"
     )
-    assert image.wanted_of(image.hosts_of(path)) == (["default", "cpu"], "https://w/whl")
+    assert image.wanted_of(hosts_of(path)) == (["default", "cpu"], "https://w/whl")
     path.write_text("[ps]\na cuda=cpu\n[workers]\na\n")
     with pytest.raises(UsageError, match=r"^a has cuda=cpu: ") as raised:
-        image.wanted_of(image.hosts_of(path))
+        image.wanted_of(hosts_of(path))
     assert raised.value.code == "wheels-unknown"
-    assert image.wanted_of(image.hosts_of(tmp_path / "nowhere.ini")) == (["default"], "")
+    assert image.wanted_of(hosts_of(tmp_path / "nowhere.ini")) == (["default"], "")
     common = yaml.safe_load((ROOT / "ansible" / "group_vars" / "all.yml").read_text())
     assert common["minga_variants"] == list(VARIANTS)
 

@@ -59,6 +59,15 @@ def test_the_check_shows_rows_and_commands_and_names_who_is_not_ready(
     assert [row["state"] for row in told["pcs"]["b"]] == ["PASS", "PASS", "FAIL"]
 
 
+def test_a_data_folder_is_compared_with_the_pack_and_with_what_was_packed() -> None:
+    pack, images = ({"files": count, "size_bytes": 9, "digest": "d"} for count in (5, 110))
+    answers = {**_answers(), "here": {"machine": "x86_64", "data": {"flowers": pack}}}
+    for said, wanted in ((images, {"flowers": images}), (None, {}), ({}, {})):
+        found = check._wanted({**answers, "images": said}, image.STAGED)
+        assert (found.data, found.images) == ({"flowers": pack}, wanted)
+    assert check._wanted(answers, image.STAGED).images == {}
+
+
 def test_deploy_is_told_what_it_cannot_mend_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -296,11 +296,22 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
 
 
 def test_data_there_are_compared_with_those_here(project: Project, lan: VirtualLan) -> None:
-    pc, folder = lan.pcs["pc2"], f"/opt/minga/data/{project.data.name}"
-    pc.send(project.data, "")
-    pc.sudo(f"mkdir -p /opt/minga/data && mv ~lab/{project.data.name} {folder}")
+    pc, name = lan.pcs["pc2"], project.data.name
+    folder, images = f"/opt/minga/data/{name}", "/opt/images"
+    row = project.checked("LIMIT=pc2")["pc2"]["data"]  # and now they are packed here
+    assert row["state"] == "WARN"
+    pc.send(project.folder / "build" / "data" / name, "")
+    pc.sudo(f"mkdir -p /opt/minga/data && mv ~lab/{name} {folder}")
     row = project.checked("LIMIT=pc2")["pc2"]["data"]
     assert row["state"] == "PASS"
+    pc.send(project.data, "")
+    pc.sudo(f"mv ~lab/{name} {images}")
+    with edited(project.inventory, ("10.77.0.12", f"10.77.0.12 data_folder={images}")):
+        row = project.checked("LIMIT=pc2")["pc2"]["data"]
+        assert row["state"] == "PASS", "the images that the pack was made of"
+        pc.sudo(f"rm $(find {images} -type f | head -1)")
+        row = project.checked("LIMIT=pc2")["pc2"]["data"]
+        assert row["state"] == "WARN", "control: they are looked at"
     pc.sudo(f"printf x | dd conv=notrunc bs=1 seek=9 of=$(find {folder} -type f | head -1)")
     row = project.checked("LIMIT=pc2")["pc2"]["data"]
     assert (row["state"], row["fix"]) == ("WARN", "make deploy"), "a byte is enough"

@@ -96,6 +96,10 @@ def test_deploy_provisions_pcs_that_have_nothing_but_docker(
             "600",
             "10001",
         ]
+    for worker in lan.workers:
+        there = worker.file(f"/opt/minga/data/{project.data.name}")
+        kinds = {path.suffix for path in there.rglob("*") if path.is_file()}
+        assert kinds == {".tar", ".json"}, "so small images come packed"
 
 
 def test_a_second_deploy_changes_nothing(project: Deployment, lan: VirtualLan) -> None:

@@ -369,6 +369,12 @@ def test_data_that_a_pc_has_of_its_own_are_nobodys_affair_but_must_be_there() ->
     assert _one("data", **own)[0] == "PASS"
     assert _one("data", **own, facts__data={"set": None})[::3] == ("FAIL", "ls /mnt")
     assert _one("data", **own, facts__data={"set": {**DATA, "files": 9}})[::3] == ("WARN", "")
+    packed = replace(WANTED, images={"set": {**DATA, "files": 110}})
+    images = {"facts__data": {"set": packed.images["set"]}}
+    assert _one("data", **own, **images, wanted=packed)[:2] == ("PASS", "set: 110 files, as here")
+    assert _one("data", **images, wanted=packed)[0] == "WARN", (
+        "one that is sent them is sent shards"
+    )
     nothing_here = Wanted("x86_64", ps="pc1", data={"set": None})
     assert _one("data", **own, wanted=nothing_here)[1] == (
         "10 files in /mnt/flowers: there are none here"

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from minga import console
-from minga.console import Console, Progress, duration, status_view
+from minga.console import Console, Counting, Progress, duration, status_view
 
 WORKER = {
     "rank": 1,
@@ -168,3 +168,18 @@ def test_a_sentence_said_during_the_live_view_goes_above_the_table(
     assert sentence
     assert "desk-a" in before
     assert "desk-a" in after
+
+
+def test_a_count_is_shown_now_and_then(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = _Clock()
+    with Counting("packing", clock=clock) as counting:
+        capsys.readouterr()
+        clock.now_s = 0.01
+        counting(1, 4000)
+        assert capsys.readouterr().err == ""
+        clock.now_s = 20.0
+        counting(1000, 4000)
+        said = capsys.readouterr().err
+    assert (
+        "1000/4000" in said if terminal else said == "packing  1,000 of 4,000  50/s  1m00s left\n"
+    )

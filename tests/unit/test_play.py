@@ -76,6 +76,13 @@ def test_one_at_a_time_from_one_folder(tmp_path: Path, monkeypatch: pytest.Monke
         assert "make stop since" in holder
 
 
+def test_the_pcs_names_come_from_the_inventory_of_the_words(tmp_path: Path) -> None:
+    path = tmp_path / "lan.ini"
+    path.write_text("[ps]\ndesk-a ansible_host=10.0.0.1\n[workers]\ndesk-b ansible_host=10.0.0.2\n")
+    names = play._names(["--inventory", str(path), "--limit", "desk-b", "deploy.yml"])
+    assert names == {"10.0.0.1": "desk-a", "10.0.0.2": "desk-b"}
+
+
 def test_sudos_password_is_asked_for_once_and_is_in_no_command_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from minga.config import DataConfig, DataFormat
-from minga.console import results
+from minga.console import Counting, results
 
 app = App(name="data", help="Prepare, pack and verify training data.", sort_key=4)
 prepare = App(name="prepare", help="Make a data set that needs no download.")
@@ -66,6 +66,22 @@ def generated(
     from minga.data.generated import generate
 
     generate(out, **asdict(options))
+    _tell(out)
+
+
+@app.command
+def pack(folder: str, /, *, out: Path, val_path: str | None = None) -> None:
+    """Write image folders as WebDataset shards, in the same order: a few files instead of many.
+
+    Args:
+        folder: The data.
+        out: The folder to write: train/, val/, and a manifest in each.
+        val_path: The validation data, if they are elsewhere.
+    """
+    from minga.data.packing import pack as write_pack
+
+    with Counting("packing") as counting:
+        write_pack(DataConfig(path=folder, val_path=val_path), out, tell=counting)
     _tell(out)
 
 

@@ -131,12 +131,18 @@ def _open_half(paths: list[Path]) -> tuple[list[str], ShardSource]:
 
 
 def write_shards(
-    split: Split, folder: Path, *, prefix: str, classes: tuple[str, ...], per_shard: int = 1000
+    split: Split,
+    folder: Path,
+    *,
+    prefix: str,
+    classes: tuple[str, ...],
+    per_shard: int = 1000,
+    shuffle: bool = True,
 ) -> list[Path]:
     """Write a split's images, as they are encoded, as shards; return their paths.
 
-    The samples are shuffled once, by a fixed seed. Writing again gives the same bytes. No
-    shard has its name before all are complete, and the manifest comes last.
+    Writing again gives the same bytes. No shard has its name before all are complete, and the
+    manifest comes last.
 
     Args:
         split: what to write.
@@ -144,12 +150,17 @@ def write_shards(
         prefix: shards are called ``<prefix>-000000.tar`` and so on.
         classes: names, for the manifest.
         per_shard: samples in each shard but the last.
+        shuffle: once, by a fixed seed. Without it sample number 17 is number 17 of the shards,
+            too: a worker that has the images as files and one that has these shards mean the
+            same sample by a number, as all workers of a run must.
 
     Raises:
         DataError: a file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(split))
+    order = np.arange(len(split))
+    if shuffle:
+        order = np.random.default_rng(_SHUFFLE_SEED).permutation(order)
     entries = []
     for number, start in enumerate(range(0, len(order), per_shard)):
         name = f"{prefix}-{number:06d}.tar"

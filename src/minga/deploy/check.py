@@ -127,6 +127,8 @@ def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
     here = answers["here"]
     basis = {"port": int(answers["port"]), "ps": answers["ps"], "data": here["data"]}
     basis["variants"] = answers["variants"]
+    if answers.get("images"):
+        basis["images"] = dict.fromkeys(here["data"], answers["images"])
     images = {}
     for variant in VARIANTS:
         with contextlib.suppress(FileNotFoundError):

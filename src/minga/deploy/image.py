@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from docker.utils.build import exclude_paths
 
 from minga import __version__
 from minga.console import results, show_error, talk
+from minga.deploy.inventory import hosts_of
 from minga.deploy.layers import chain, missing_layers
 from minga.deploy.saving import saved, topmost
 from minga.deploy.staging import Staging
@@ -125,15 +125,6 @@ def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
             ),
         )
     return wanted, wheels
-
-
-def hosts_of(inventory: Path) -> dict[str, dict[str, Any]]:
-    """Return each PC's variables, as Ansible reads the inventory; none if it cannot."""
-    command = str(Path(sys.executable).with_name("ansible-inventory"))
-    words = [command, "--inventory", str(inventory), "--list"]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    found: dict[str, dict[str, Any]] = json.loads(told.stdout or "{}").get("_meta", {})
-    return found.get("hostvars", {})
 
 
 def build_digest(root: Path) -> str:

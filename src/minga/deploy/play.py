@@ -23,9 +23,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from minga.console import results
+from minga.console import results, talk
 from minga.deploy.answers import spread_out
 from minga.deploy.image import ROOT, run
+from minga.deploy.inventory import hosts_of, names_by_address
+from minga.deploy.progress import Watch
 from minga.errors import Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
 
 ANSIBLE = ROOT / "ansible"
@@ -117,18 +119,23 @@ def _play(words: Sequence[str], verb: str, holder: str) -> Outcome:
 
 
 def _playbook(words: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> int:
-    """Run ansible-playbook to its end, also at Ctrl-C, which reaches it by itself."""
+    """Run ansible-playbook to its end, and tell how far what it sends is."""
     program = Path(sys.executable).with_name("ansible-playbook")
     settings = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")}
     out = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(
         [str(program), *words], env={**os.environ, **settings, **env}, stdout=out, stderr=out
     ) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue
+        return Watch(process.pid, lambda: _names(words), _tell).wait(process)
+
+
+def _names(words: Sequence[str]) -> Mapping[str, str]:
+    """Return the PCs' names by address."""
+    return names_by_address(hosts_of(Path(words[words.index("--inventory") + 1])))
+
+
+def _tell(line: str) -> None:
+    talk().print(line, markup=False, soft_wrap=True)
 
 
 def _show(endings: Sequence[Ending]) -> None:

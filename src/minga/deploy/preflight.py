@@ -59,6 +59,8 @@ class Wanted:
     """Of the images that are built, by variant."""
     layer_bytes: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """What the data were packed from, where they were: a ``data_folder`` may hold either."""
     variants: Sequence[str] = tuple(VARIANTS)
 
 
@@ -334,8 +336,8 @@ def _data(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> It
         if own and name in facts["data"] and not theirs:
             detail = f"there is no folder {own}, which the inventory names as its data_folder"
             yield Row(pc, "data", "FAIL", detail, pc, f"ls {own.rpartition('/')[0] or '/'}")
-        elif theirs and theirs == ours:
-            yield Row(pc, "data", "PASS", f"{name}: {ours['files']:,} files, as here")
+        elif theirs and (theirs == ours or (own and theirs == wanted.images.get(name))):
+            yield Row(pc, "data", "PASS", f"{name}: {theirs['files']:,} files, as here")
         elif own and theirs:
             there = f"{theirs['files']:,} files in {own}"
             same = "not this PC's; all workers need the same" if ours else "there are none here"

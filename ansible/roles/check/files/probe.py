@@ -1,4 +1,4 @@
-"""What `make check` asks of a PC, by its own Python: `python3 - facts|listen|dial JSON < probe.py`.
+"""What `make check` asks of a PC, by its own Python: `python3 - facts|listen|dial|summary JSON`.
 
 Reads and measures; writes no file. The answer is one line of JSON on stdout. Python 3.8 and nothing
 beside it: the PC may have nothing else.
@@ -395,5 +395,6 @@ def read(peer, count):
 
 
 if __name__ == "__main__":
-    command = {"facts": facts, "listen": listen, "dial": dial}[sys.argv[1]]
+    commands = {"facts": facts, "listen": listen, "dial": dial, "summary": summary}
+    command = commands[sys.argv[1]]
     sys.stdout.write(json.dumps(command(json.loads(sys.argv[2]))) + "\n")

@@ -1,0 +1,169 @@
+"""How far image and data are on their way, while ansible-playbook is silent about it.
+
+Ansible starts one rsync per PC and waits. What such an rsync has read of its folder is what it has
+sent, up to the network's buffers; of a folder that is partly there already it reads less in the
+end. Linux only: elsewhere the system does not say what a process has read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from minga.deploy.connecting import HERE
+
+EVERY_S = 5.0
+"""Between two lines about one PC, and before its first: a shorter transfer has none."""
+LOOK_S = 2.0
+
+_ADDRESS = re.compile(
+    r"(?:[^@/\[]*@)?(?:\[(?:[^@/\]]*@)?(?P<six>[^@/\]]+)\]|(?P<host>[^@/:\[\]]+)):.*"
+)
+"""Of a folder on another PC: ``ana@10.0.0.2:/x``; for IPv6 Ansible writes ``[ana@fd00::2]:/x``."""
+_WHAT = (("/build/image/", "image"), ("/build/pcs/", "settings"), ("/.minga/", "settings"))
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What one rsync sends: from a folder here to a PC's address (HERE: to this PC itself)."""
+
+    address: str
+    source: str
+
+    @property
+    def what(self) -> str:
+        """Return ``image``, ``data`` or ``settings``."""
+        return next((what for part, what in _WHAT if part in self.source), "data")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How far a transfer was at a time."""
+
+    at_s: float
+    done_bytes: int
+
+
+def transfer_of(command: Sequence[str]) -> Transfer | None:
+    """Return what an rsync command line sends; None if it is none or fetches. No I/O."""
+    if len(command) < 3 or Path(command[0]).name != "rsync" or "--server" in command:
+        return None
+    source, target = command[-2:]
+    if _ADDRESS.fullmatch(source):
+        return None
+    found = _ADDRESS.fullmatch(target)
+    return Transfer((found["six"] or found["host"]) if found else HERE, source)
+
+
+def line_of(pc: str, what: str, total_bytes: int, before: Sample, now: Sample) -> str:
+    """Return what to say of a transfer, at the speed since the sample before. No I/O.
+
+    ``desk-b  image  1.24 of 2.53 GB  98 MB/s  26 s left``
+    """
+    done_bytes = min(now.done_bytes, total_bytes)
+    per_s = (now.done_bytes - before.done_bytes) / (now.at_s - before.at_s)
+    left = _time((total_bytes - done_bytes) / per_s) if per_s > 0 else "stands still"
+    if total_bytes >= 1e9:
+        amount = f"{done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+    else:
+        amount = f"{done_bytes / 1e6:.1f} of {total_bytes / 1e6:.1f} MB"
+    speed = f"{per_s / 1e6:.0f}" if per_s >= 1e7 else f"{per_s / 1e6:.1f}"
+    return f"{pc}  {what}  {amount}  {speed} MB/s  {left}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s left"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.1f} h left"
+
+
+class Watch:
+    """Looks at the rsync processes below another one, and tells of those that take long.
+
+    Args:
+        pid: of the process above them.
+        names: gives the PCs' names by address; asked once, when there is something to tell.
+        tell: takes a line.
+        every_s: seconds between two lines about one transfer, and before its first.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        names: Callable[[], Mapping[str, str]],
+        tell: Callable[[str], None],
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._pid = pid
+        self._ask_names = names
+        self._names: Mapping[str, str] | None = None
+        self._tell = tell
+        self._every_s = every_s
+        self._told: dict[psutil.Process, Sample] = {}
+        self._total_bytes: dict[str, int] = {}
+
+    def wait(self, process: subprocess.Popen[bytes], look_s: float = LOOK_S) -> int:
+        """Return a process's exit status at its end; look until then.
+
+        A Ctrl-C reaches the process by itself, and it is waited for.
+        """
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                try:
+                    return process.wait(look_s)
+                except subprocess.TimeoutExpired:
+                    self.look()
+
+    def look(self) -> None:
+        """Tell of the transfers that are due."""
+        now_s = time.monotonic()
+        told: dict[psutil.Process, Sample] = {}  # without those that have ended
+        for each, transfer in self._sending():
+            with contextlib.suppress(psutil.Error, AttributeError):  # ended just now; not Linux
+                now = Sample(now_s, int(each.io_counters().read_chars))
+                told[each] = self._told.get(each, now)
+                if now_s - told[each].at_s >= self._every_s:
+                    self._tell(self._line(transfer, told[each], now))
+                    told[each] = now
+        self._told = told
+
+    def _sending(self) -> Iterator[tuple[psutil.Process, Transfer]]:
+        """Yield the senders; the receiver of a local transfer is an rsync below its sender."""
+        senders: set[int] = set()
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    transfer = transfer_of(process.cmdline())
+                    if transfer and process.ppid() not in senders:
+                        yield process, transfer
+                    if transfer:
+                        senders.add(process.pid)
+
+    def _line(self, transfer: Transfer, before: Sample, now: Sample) -> str:
+        if self._names is None:
+            self._names = {}
+            with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+                self._names = self._ask_names()
+        pc = self._names.get(transfer.address, transfer.address)
+        if transfer.source not in self._total_bytes:
+            self._total_bytes[transfer.source] = size_bytes(Path(transfer.source))
+        return line_of(pc, transfer.what, self._total_bytes[transfer.source], before, now)
+
+
+def size_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{root}/{name}").st_size
+    return total
