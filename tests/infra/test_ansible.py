@@ -92,6 +92,10 @@ A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
             A + "b ansible_host=10.0.0.1\n",
             "a, b: one address for several PCs",
         ),
+        (
+            A + "b ansible_host=10.0.0.2 bucket_key=/nowhere/key.json\n",
+            "INVENTORY: bucket_key=/nowhere/key.json is no file of this PC. Name the key file",
+        ),
         ("[ps]\na ansible_host=192.0.2.10\n[workers]\nb ansible_host=10.0.0.2\n", "the example's"),
     ],
 )
@@ -129,6 +133,7 @@ def test_every_known_variable_is_taken_and_data_of_its_own_need_none_here(
     monkeypatch.setenv("DATASET", str(tmp_path / "nowhere"))
     known = yaml.safe_load((ROOT / "ansible/roles/inventory/vars/main.yml").read_text())
     values = {"cuda": "default", "minga_address": "10.0.0.2", "minga_address6": "fd00::2"}
+    values["bucket_key"] = __file__
     said = [f"{name}={values.get(name, 1)}" for name in known["inventory_variables"]]
     path = tmp_path / "lan.ini"
     pc = f"b ansible_host=localhost ansible_port=2222 {' '.join(said)}"
@@ -213,6 +218,33 @@ def test_a_pc_with_two_workers_moves_the_later_ranks_and_has_a_compose_service_m
     of_first = yaml.safe_load((ROOT / "docker" / "compose.gpu.yml").read_text())["services"]
     assert {key: second[key] for key in of_first["worker"]} == of_first["worker"]
     assert "desk-1-compose.workers.yml" not in files
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "endpoint"),
+    [
+        ("s3", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL"),
+        ("gs", "GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
+    ],
+)
+def test_workers_fetch_from_a_bucket_with_its_key_and_the_ps_has_none(
+    kind: str, key: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASET", f"{kind}://lab/tiny/train")
+    monkeypatch.setenv("VAL_DATASET", f"{kind}://lab/tiny/val")
+    monkeypatch.setenv("https_proxy", "http://10.0.0.9:3128")
+    path = tmp_path / "lan.ini"
+    said = f"bucket_key={__file__} bucket_endpoint=http://10.0.0.9:9000"
+    path.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\nb ansible_host=10.0.0.2 {said}\n")
+    rendered = _render(path, tmp_path / "out")
+    worker, ps = (_variables(rendered[name]) for name in ("b-worker.env", "a-ps.env"))
+    assert worker["DATASET_URL"] == f"{kind}://lab/tiny/train"
+    assert worker["VAL_DATASET_URL"] == f"{kind}://lab/tiny/val"
+    assert (worker[key], worker[endpoint]) == ("/secrets/bucket", "http://10.0.0.9:9000")
+    assert worker["https_proxy"] == "http://10.0.0.9:3128"
+    assert worker["MINGA_CACHE"].startswith("/var/lib/minga/"), "all else is read-only"
+    assert key not in ps
+    assert "https_proxy" not in ps
 
 
 def test_the_data_of_a_pc_that_has_its_own_are_mounted_from_there(tmp_path: Path) -> None:
