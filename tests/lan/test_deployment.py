@@ -76,6 +76,7 @@ def test_deploy_provisions_pcs_that_have_nothing_but_docker(
     deploy_s, deploy_bytes, printed = project.timed("deploy")
     busy_s, idle_s = processor_s()
     assert set(changed(printed)) == set(lan.pcs)
+    assert re.search(r"^pc\d  image  [\d.]+ of 2\.\d+ GB  [\d.]+ MB/s  ", printed, re.M)
     busy_s, idle_s = busy_s - busy_before_s, idle_s - idle_before_s
     limit_s = max(deploy_bytes / wire, len(pcs) * image["size_bytes"] / disk)
     note(
