@@ -102,6 +102,14 @@ class Split:
                 images = flip(padded_crop(images, numbers), numbers)
         return images, self.labels[self._stand_in[indices]]
 
+    def close(self) -> None:
+        """Cut short what is being read, and read no more: it raises in who waits for it.
+
+        Thousands of large images take long, and a thread of torch's that is left to Python's last
+        moments aborts the process.
+        """
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _large(self, indices: npt.NDArray[np.int64], numbers: Draws | None) -> Images:
         """Decode, cut and mirror: all of it side by side, as it takes longer than a GPU's step."""
         images = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)

@@ -172,6 +172,8 @@ class Trainer:
     def close(self) -> None:
         """Stop the threads."""
         self._sender.shutdown()
+        for split in (self.data.train, self.data.val):
+            split.close()
         self._loader.close()
 
     def _begin(self, link: Link) -> None:
