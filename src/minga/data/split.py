@@ -105,8 +105,8 @@ class Split:
     def close(self) -> None:
         """Cut short what is being read, and read no more: it raises in who waits for it.
 
-        Thousands of large images take long, and a thread of torch's that is left to Python's last
-        moments aborts the process.
+        Thousands of large images take long, and a thread that is in torch when Python ends
+        aborts the process.
         """
         self._pool.shutdown(wait=False, cancel_futures=True)
 

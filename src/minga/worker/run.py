@@ -48,7 +48,8 @@ def run_worker(options: WorkerOptions) -> int:
     """
     for name in ("RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)  # webdataset reads them
-    return Worker(options).run()
+    with contextlib.closing(Worker(options)) as worker:
+        return worker.run()
 
 
 class Worker:
@@ -306,6 +307,10 @@ class Worker:
         }
         write_json(path, facts)
         return str(path)
+
+    def close(self) -> None:
+        """Stop the trainer's threads, also after an error."""
+        self._drop_trainer()
 
     def _drop_trainer(self) -> None:
         if self._trainer is not None:
