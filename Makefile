@@ -17,10 +17,10 @@ PACK = $(BIN)/python -m minga.deploy.packing --inventory $(INVENTORY)
 export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint check image deploy train status logs stop collect purge lan-test drills bench clean
+.PHONY: help setup demo plan test lint check image deploy train status logs stop collect purge lan-test lan-test-long drills bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with all that minga needs (a second run reuses it)
 
@@ -93,7 +93,10 @@ purge: .venv/.minga-deploy ## Take away from every PC what deploy added, and not
 	@$(WORK) ansible/purge.yml
 
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
-	$(BIN)/pytest tests/lan -m lan
+	$(BIN)/pytest tests/lan -m "lan and not long"
+
+lan-test-long: setup .venv/.minga-deploy ## What lan-test has no time for: a PC with a GPU, the virtual LAN's own tests
+	$(BIN)/pytest tests/lan -m "lan and long"
 
 drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
 	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done

@@ -15,6 +15,7 @@ from lan.virtual import PS_AND_TWO_WORKERS, VirtualLan
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lan: boots virtual PCs (root; make lan-test)")
+    config.addinivalue_line("markers", "long: make lan-test-long; CI has no time for it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

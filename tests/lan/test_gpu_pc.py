@@ -24,7 +24,7 @@ from lan.virtual import VirtualLan
 
 from support import ROOT
 
-pytestmark = [pytest.mark.lan, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lan, pytest.mark.long, pytest.mark.timeout(600)]
 
 PCS = (PcSpec("pc1", 11, "ps"),)
 VERSION = yaml.safe_load((ROOT / "ansible/roles/gpu/defaults/main.yml").read_text())["gpu_version"]
