@@ -20,11 +20,13 @@ from support import ROOT
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 
 ONE_PC = """
+import signal
 import time
 from lan.control import ControlDocker
 from lan.places import IMAGES
 from lan.pc import PcSpec
 from lan.virtual import VirtualLan
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 with VirtualLan([PcSpec("pc1", 11)]) as lan, ControlDocker(IMAGES / "teardown"):
     print("up", flush=True)
     time.sleep(600)
@@ -69,7 +71,10 @@ def test_a_run_that_is_told_to_end_takes_everything_along(
     with _start_a_lan() as process:
         assert _traces()
         process.send_signal(ending)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
     assert _traces() == []
     assert _sysctls() == before
 
@@ -90,6 +95,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(
     assert _sysctls() == before
 
 
+@pytest.mark.long
 def test_a_lan_that_cannot_boot_takes_everything_along(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +105,7 @@ def test_a_lan_that_cannot_boot_takes_everything_along(
     assert _traces() == []
 
 
+@pytest.mark.long
 def test_a_pc_without_docker_boots_too(prepared: Prepared) -> None:
     with VirtualLan([PcSpec("bare", 21, docker=False)]) as lan:
         pc = lan.pcs["bare"]

@@ -13,7 +13,7 @@ from lan.prepare import BASE_IMAGE, Prepared
 from lan.shell import wait_for
 from lan.virtual import VirtualLan
 
-pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.lan, pytest.mark.long, pytest.mark.timeout(1800)]
 
 IMAGE = "tiny:1"
 _IMPORT = (
