@@ -49,7 +49,6 @@ class Memory:
 
 
 Make = Callable[..., BatchLoader]
-THREAD = "minga-loader"
 
 
 @pytest.fixture
@@ -386,19 +385,3 @@ def test_evaluation_says_that_images_cannot_be_read() -> None:
     chunk = lease(1, 0, 8, kind="validate")
     with pytest.raises(DataError, match=r"memory-0\.png"):
         next(evaluation_batches(Split(source, size=8), chunk, seed=SEED, batch_size=8))
-
-
-@pytest.mark.parametrize("closed", [True, False])
-def test_a_long_batch_is_cut_short_when_its_split_is_closed(closed: bool) -> None:
-    source = Memory(count=400, side=80)  # larger than what is kept decoded
-    split = Split(source, 80)
-    loader = BatchLoader(split, seed=SEED, batch_size=400, augment="none")
-    source.open.clear()
-    loader.add(Lease(1, "train", 0, 0, 400))
-    assert source.asked.wait(WAIT_S)
-    if closed:
-        split.close()
-    source.open.set()
-    loader.close()
-    assert (len(source.read) < 100) == closed, "control: else all of it is read"
-    assert not [each for each in threading.enumerate() if each.name == THREAD]
