@@ -165,7 +165,7 @@ class Google(Service):
     def remove(self, key: str) -> None:
         self._bucket().blob(key).delete()
 
-    def _bucket(self):  # type: ignore[no-untyped-def]
+    def _bucket(self) -> Any:
         from google.auth.credentials import AnonymousCredentials
         from google.cloud import storage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -25,3 +26,19 @@ def copy_project(folder: Path) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
+
+
+def play(
+    inventory: Path | str, *words: Path | str, timeout_s: float = 100, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook with the project's settings; ``env`` adds variables."""
+    own = {"ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg")}
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, *words],
+        cwd=ROOT,
+        env={**os.environ, **own, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "400", **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )

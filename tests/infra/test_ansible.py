@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from minga.environment import known_variables
-from support import ROOT
+from support import ROOT, play
 
 pytest.importorskip("ansible", reason="make lint installs it")
 
 PLAYBOOKS = sorted((ROOT / "ansible").glob("*.yml"))
 HERE = Path(__file__).parent
-
-
-def _play(inventory: Path | str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, *words],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "COLUMNS": "400",
-        },
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
 
 
 def _inventory(folder: Path, workers: int, *, ps: str = "desk-a ansible_host=10.0.0.10") -> Path:
@@ -45,7 +25,7 @@ def _inventory(folder: Path, workers: int, *, ps: str = "desk-a ansible_host=10.
 
 
 def test_every_playbook_has_valid_syntax() -> None:
-    ended = _play(ROOT / "inventory.ini", "--syntax-check", *PLAYBOOKS)
+    ended = play(ROOT / "inventory.ini", "--syntax-check", *PLAYBOOKS)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("playbook:") == len(PLAYBOOKS) >= 7
 
@@ -105,7 +85,7 @@ def test_a_wrong_inventory_is_told_before_any_pc_is_asked(
     monkeypatch.setenv("DATASET", str(tmp_path / "nowhere"))
     path = tmp_path / "lan.ini"
     path.write_text(text)
-    ended = _play(path, ROOT / "ansible" / "deploy.yml")
+    ended = play(path, ROOT / "ansible" / "deploy.yml")
     assert ended.returncode != 0
     told = told.replace("INVENTORY", str(path)).replace("FOLDER", str(tmp_path / "nowhere"))
     assert told in " ".join(ended.stdout.split())
@@ -113,7 +93,7 @@ def test_a_wrong_inventory_is_told_before_any_pc_is_asked(
 
 
 def test_the_example_inventory_is_right_but_for_its_addresses() -> None:
-    ended = _play(ROOT / "inventory.ini", ROOT / "ansible" / "inventory.yml")
+    ended = play(ROOT / "inventory.ini", ROOT / "ansible" / "inventory.yml")
     assert "still has the example's addresses" in " ".join(ended.stdout.split())
     assert ended.stdout.count("FAILED!") == 1
 
@@ -123,7 +103,7 @@ def test_a_right_inventory_passes_also_with_one_pc_in_both_groups_and_ipv6(tmp_p
     path.write_text(
         "[ps]\na ansible_host=fd00::1\n[workers]\na ansible_host=fd00::1\nb ansible_host=10.0.0.2\n"
     )
-    ended = _play(path, ROOT / "ansible" / "inventory.yml")
+    ended = play(path, ROOT / "ansible" / "inventory.yml")
     assert ended.returncode == 0, ended.stdout
 
 
@@ -139,10 +119,10 @@ def test_every_known_variable_is_taken_and_data_of_its_own_need_none_here(
     pc = f"b ansible_host=localhost ansible_port=2222 {' '.join(said)}"
     path.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\n{pc}\n")
     needs_data = ("-e", "{inventory_needs_data: true}")
-    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
+    ended = play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
     assert ended.returncode == 0, ended.stdout
     path.write_text(path.read_text().replace("data_folder=1", ""))
-    ended = _play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
+    ended = play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
     assert "There is no folder" in ended.stdout, "control: a PC that is to be sent them"
 
 
@@ -155,7 +135,7 @@ def _render(inventory: Path, out: Path, *words: str) -> dict[str, str]:
     if not variables.exists():
         variables.symlink_to(ROOT / "ansible" / "group_vars")
     out.mkdir()
-    ended = _play(inventory, HERE / "render.yml", "-e", f"out={out}", *words)
+    ended = play(inventory, HERE / "render.yml", "-e", f"out={out}", *words)
     assert ended.returncode == 0, ended.stdout
     return {path.name: path.read_text() for path in out.iterdir()}
 
@@ -322,7 +302,7 @@ def _decide(folder: Path, worker: str, *words: str) -> str:
     inventory = folder / "inventory.ini"
     inventory.write_text(f"[ps]\na ansible_host=10.0.0.1\n[workers]\n{worker}\n")
     (folder / "group_vars").symlink_to(ROOT / "ansible" / "group_vars")
-    ended = _play(inventory, HERE / "gpu.yml", *words)
+    ended = play(inventory, HERE / "gpu.yml", *words)
     assert ended.returncode == 0, ended.stdout
     return " ".join(ended.stdout.replace("''", "'").split())  # quoted as YAML does
 

@@ -10,9 +10,7 @@ import pytest
 
 pytest.importorskip("ansible", reason="make lint installs it")
 
-from infra.test_ansible import HERE, _play
-
-from support import ROOT
+from support import ROOT, play
 
 pytestmark = pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this PC")
 
@@ -34,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _send(project: Path, *words: str, failed: bool = False) -> str:
     """Play it; return Ansible's words."""
     places = f"minga_root={project} minga_dir={project / 'pc'} ansible_become=false"
-    ended = _play(project / "lan.ini", HERE / "send.yml", "-e", places, *words)
+    ended = play(project / "lan.ini", Path(__file__).with_name("send.yml"), "-e", places, *words)
     assert (ended.returncode != 0) == failed, ended.stdout
     return ended.stdout
 

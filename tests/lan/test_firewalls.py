@@ -5,9 +5,6 @@ Every PC plays the ps; each test goes on from the last.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from lan.traces import differences, traces
 from lan.virtual import VirtualLan
 from lan.walls import put_up_firewalld, put_up_nftables, put_up_ufw
 
-from support import ROOT
+from support import ROOT, play
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(900)]
 
@@ -61,19 +58,8 @@ class House:
         inventory = self.lan.inventory(self.folder / "lan.ini", ansible_ssh_common_args=hosts)
         addresses = [pc.address for pc in self.lan.pcs.values() if pc.name in peers]
         addresses += [pc.address6 for pc in self.lan.pcs.values() if pc.name in peers]
-        words = ("-i", inventory, "-e", f"role={role}", "-e", f"{{minga_peers: {addresses}}}")
-        ended = subprocess.run(
-            [Path(sys.executable).with_name("ansible-playbook"), *words, self.folder / "play.yml"],
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        words = ("-e", f"role={role}", "-e", f"{{minga_peers: {addresses}}}")
+        ended = play(inventory, self.folder / "play.yml", *words, timeout_s=300)
         assert ended.returncode == 0, ended.stdout[-4000:]
         return changed(ended.stdout)
 

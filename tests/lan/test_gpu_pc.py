@@ -7,9 +7,6 @@ signature, dockerd and its settings are real. Each test goes on from the last.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from lan.toolkit import PACKAGES, make_repository, served
 from lan.traces import differences, traces
 from lan.virtual import VirtualLan
 
-from support import ROOT
+from support import ROOT, play
 
 pytestmark = [pytest.mark.lan, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -83,21 +80,8 @@ class Owner:
         ]
         inventory = self.folder / "lan.ini"
         inventory.write_text("\n".join(lines) + "\n")
-        program = Path(sys.executable).with_name("ansible-playbook")
-        ended = subprocess.run(
-            [program, "-i", inventory, self.folder / book, *words],
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
-                "COLUMNS": "400",
-                **dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), ""),
-            },
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        no_proxies = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+        ended = play(inventory, self.folder / book, *words, timeout_s=200, **no_proxies)
         assert ended.returncode == 0, ended.stdout[-6000:]
         return changed(ended.stdout)["pc1"], " ".join(ended.stdout.replace("''", "'").split())
 

@@ -35,13 +35,12 @@ _FIRST_DEBIAN_WITH_COMPOSE = 13
 
 def by_deploy(system: Mapping[str, Any]) -> bool:
     """Tell whether `make deploy` finds an engine and a new enough Compose among the packages."""
-    names = system["names"]
-    return bool(_BY_DEPLOY & set(names)) and not _older_debian(system, _FIRST_DEBIAN)
+    return _has_packages(system) and not _older_debian(system, _FIRST_DEBIAN)
 
 
 def toolkit_by_deploy(system: Mapping[str, Any]) -> bool:
     """Tell whether NVIDIA has packages of its container toolkit for such a system: apt or dnf."""
-    return bool(_BY_DEPLOY & set(system["names"]))
+    return _has_packages(system)
 
 
 def docker_command(names: Iterable[str]) -> str:
@@ -61,6 +60,10 @@ def compose_command(system: Mapping[str, Any], file: str = "") -> str:
     if _older_debian(system, _FIRST_DEBIAN_WITH_COMPOSE):
         return _DOCKERS_OWN
     return _chosen(_COMPOSE, system["names"])
+
+
+def _has_packages(system: Mapping[str, Any]) -> bool:
+    return bool(_BY_DEPLOY & set(system["names"]))
 
 
 def _older_debian(system: Mapping[str, Any], than: int) -> bool:

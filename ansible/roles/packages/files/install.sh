@@ -16,7 +16,6 @@ if command -v apt-get >/dev/null; then
   new_enough() { dpkg --compare-versions "$1" ge 2.18; }
   engines="docker.io docker-cli" # the second where the first does not bring it
   composes="docker-compose-plugin docker-compose-v2 docker-compose"
-  borrowed() { of_debian "$@"; }
 elif command -v dnf >/dev/null; then
   list() { rpm --query --all --queryformat '%{NAME}\n'; }
   refresh() { :; }
@@ -25,7 +24,6 @@ elif command -v dnf >/dev/null; then
   new_enough() { case $1 in 2.?.* | 2.1[0-7].* | 1.*) false ;; esac; }
   engines="moby-engine docker-cli"
   composes="docker-compose-plugin docker-compose"
-  borrowed() { false; }
 else
   echo "neither apt nor dnf is there to install $* with" >&2
   exit 4
@@ -118,7 +116,7 @@ for what in "$@"; do
       done
       if [ -n "$found" ]; then
         wanted="$wanted $found"
-      elif new=$(absent "$plugin" "${plugin%/*}" "${plugin%/*/*}") && borrowed "$plugin"; then
+      elif new=$(absent "$plugin" "${plugin%/*}" "${plugin%/*/*}") && of_debian "$plugin"; then
         for path in $new; do
           if [ -d "$path" ]; then echo "folder $path"; else sha256sum "$path"; fi
         done >>"$note.files"
