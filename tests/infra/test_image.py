@@ -25,7 +25,7 @@ errors = pytest.importorskip("docker.errors", reason="make lint installs it")
 
 from minga.deploy import image, saving  # noqa: E402  (they import what may be missing)
 from minga.deploy.inventory import hosts_of  # noqa: E402
-from minga.deploy.layers import head, missing_layers, shared_prefix  # noqa: E402
+from minga.deploy.layers import missing_layers, shared_prefix  # noqa: E402
 from minga.deploy.staging import Staging  # noqa: E402
 from minga.deploy.variants import VARIANTS  # noqa: E402
 from minga.errors import UsageError  # noqa: E402
@@ -51,9 +51,8 @@ def test_a_layer_found_under_another_chain_is_sent_all_the_same() -> None:
     assert missing_layers([["x", "c"]], ["a", "b", "c"]) == ("a", "b", "c")
 
 
-def test_a_layer_that_comes_twice_is_sent_once() -> None:
-    assert missing_layers([], ["a", "e", "b", "e"]) == ("a", "e", "b")
-    assert missing_layers([["a", "e"]], ["a", "e", "b", "e"]) == ("b",)
+def test_a_layer_that_comes_twice_is_sent_with_each_of_its_chains() -> None:
+    assert missing_layers([["a", "e"]], ["a", "e", "b", "e"]) == ("b", "e")
 
 
 # -- pieces
@@ -95,17 +94,27 @@ def _saved_by_29() -> io.BytesIO:
     return _tar({**head, **zipped})
 
 
-def _unpacked(folder: Path) -> dict[str, bytes]:
-    """What ``cat folder/* | zstd -dc | docker load`` reads."""
-    joined = io.BytesIO(b"".join(path.read_bytes() for path in sorted(folder.iterdir())))
+def _unpacked(folder: Path, number: int) -> dict[str, bytes]:
+    """What ``cat folder/<number>.* | zstd -dc | docker load`` reads."""
+    pieces = sorted(folder.glob(f"{number:03}.*"))
+    joined = io.BytesIO(b"".join(path.read_bytes() for path in pieces))
     with zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True) as reader:
         plain = reader.read()
     with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive}
 
 
+def _layers_in(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the blobs that are neither configuration nor manifest."""
+    return {
+        name: content
+        for name, content in files.items()
+        if name.startswith("blobs/") and not content.startswith(b"{")
+    }
+
+
 @pytest.mark.parametrize("saved", [_saved_by_20, _saved_by_29])
-def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_missing(
+def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_topmost(
     saved: object, tmp_path: Path
 ) -> None:
     staging = Staging(tmp_path)
@@ -116,16 +125,59 @@ def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_missing(
 
     parcel = staging.parcel(CHAIN[2:], config, "minga:1")
 
-    files = _unpacked(parcel.folder)
+    files = _unpacked(parcel.folder, 2)
     manifest = json.loads(files["manifest.json"])[0]
     assert manifest["RepoTags"] == ["minga:1"]
-    assert manifest["Layers"] == [f"{layer.removeprefix('sha256:')}.tar" for layer in CHAIN]
+    assert manifest["Layers"] == [
+        f"blobs/sha256/{layer.removeprefix('sha256:')}" for layer in CHAIN
+    ]
     assert files[manifest["Config"]] == CONFIG
-    assert files.keys() == {"manifest.json", manifest["Config"], manifest["Layers"][2]}
-    content = files[manifest["Layers"][2]]
-    plain = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    assert plain == LAYERS["code"]
+    assert _layers_in(files) == {manifest["Layers"][2]: LAYERS["code"]}, "unzipped, if it was"
+    assert (parcel.first, parcel.end) == (2, 3)
     assert parcel.size_bytes == sum(path.stat().st_size for path in parcel.folder.iterdir())
+
+
+def test_each_layer_comes_in_the_archive_of_an_image_that_ends_with_it(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    config = json.dumps({**json.loads(CONFIG), "history": [{}], "config": {"Labels": {"a": "b"}}})
+    parcel = staging.parcel(CHAIN[1:], config.encode(), "minga:1")
+    assert len(list(parcel.folder.iterdir())) == 3 * (parcel.end - parcel.first) == 6
+    files = _unpacked(parcel.folder, 1)
+    manifest = json.loads(files["manifest.json"])[0]
+    assert manifest["RepoTags"] == ["minga:part-1"]
+    assert files[manifest["Layers"][1]] == LAYERS["stack"]
+    assert _layers_in(files).keys() == {manifest["Layers"][1]}
+    part = json.loads(files[manifest["Config"]])
+    assert part["rootfs"]["diff_ids"] == CHAIN[:2]
+    assert part["config"] == {"Labels": {"a": "b"}}, "by its label it is found to be ours"
+    assert "history" not in part, "which would tell of three layers"
+    last = json.loads(_unpacked(parcel.folder, 2)["manifest.json"])[0]
+    assert last["RepoTags"] == ["minga:1"]
+
+
+def test_containerd_s_store_finds_its_manifest_by_digest_and_size(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    staging.take(_saved_by_20(), CHAIN)
+    files = _unpacked(staging.parcel(CHAIN[2:], CONFIG, "minga:1").folder, 2)
+    assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    (indexed,) = json.loads(files["index.json"])["manifests"]
+    assert indexed["annotations"] == {
+        "io.containerd.image.name": "docker.io/library/minga:1",
+        "org.opencontainers.image.ref.name": "1",
+    }
+
+    def blob(described: dict[str, Any]) -> bytes:
+        content = files[f"blobs/{described['digest'].replace(':', '/')}"]
+        assert (_digest(content), len(content)) == (described["digest"], described["size"])
+        return content
+
+    manifest = json.loads(blob(indexed))
+    assert blob(manifest["config"]) == CONFIG
+    assert [(layer["digest"], layer["size"]) for layer in manifest["layers"]] == [
+        (digest, len(content)) for digest, content in zip(CHAIN, LAYERS.values(), strict=True)
+    ]
+    assert blob(manifest["layers"][2]) == LAYERS["code"]
 
 
 def test_the_same_parcel_is_laid_out_once(tmp_path: Path) -> None:
@@ -206,7 +258,7 @@ def test_the_code_s_layer_is_copied_out_of_a_container(tmp_path: Path) -> None:
     config = json.loads(image.next_config(CONFIG, chain, attrs))
     assert (config["rootfs"]["diff_ids"], config["config"]) == (chain, attrs["Config"])
     parcel = staging.parcel(chain[2:], json.dumps(config).encode(), "minga:2")
-    assert layer in _unpacked(parcel.folder).values()
+    assert layer in _unpacked(parcel.folder, 2).values()
 
 
 def test_a_copy_that_is_no_layer_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -226,14 +278,6 @@ def test_pruning_keeps_the_layers_of_the_image(tmp_path: Path) -> None:
     assert not staging.lacks(CHAIN[:2])
     assert staging.lacks(CHAIN)
     assert not folder.exists()
-
-
-def test_the_head_ends_the_archive(tmp_path: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(head(CONFIG, "minga:1"))) as archive:
-        assert [member.name for member in archive] == [
-            f"{hashlib.sha256(CONFIG).hexdigest()}.json",
-            "manifest.json",
-        ]
 
 
 # -- builds

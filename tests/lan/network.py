@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,7 @@ from lan.shell import CommandError, sh
 
 _V4, _V6, _MAC = "10.77.0", "fd77:", "02:77:00:00:00"
 CONTROL = (f"{_V4}.1", f"{_V6}:1")
-_SHAPE = ("root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "20ms")
+_SHAPE = ("root", "tbf", "burst", "256kb", "latency", "20ms", "rate", "1gbit")
 """A burst must be small against what a test sends: a small model disappears in it."""
 
 PortState = Literal["open", "closed", "filtered"]
@@ -46,6 +48,16 @@ def make_bridge() -> None:
     sh("ip", "addr", "add", f"{CONTROL[0]}/24", "dev", BRIDGE)
     sh("ip", "addr", "add", f"{CONTROL[1]}/64", "dev", BRIDGE, "nodad")
     sh("ip", "link", "set", BRIDGE, "up")
+
+
+@contextlib.contextmanager
+def control_cable(mbit_per_s: int) -> Iterator[None]:
+    """Let all that the control PC sends go through one cable for a while, as that of a PC does."""
+    sh("tc", "qdisc", "replace", "dev", BRIDGE, *_SHAPE[:-1], f"{mbit_per_s}mbit")
+    try:
+        yield
+    finally:
+        sh("tc", "qdisc", "delete", "dev", BRIDGE, "root")
 
 
 class Plug:

@@ -35,6 +35,12 @@ case $1 in
   *) echo 2.17.3 ;;
 esac
 """
+_SMALL_DISK = """
+systemctl stop docker.socket docker.service
+mount -t tmpfs -o size=2500m minga-test /var/lib/docker
+systemctl start docker.service
+mkdir /var/lib/docker/old && fallocate --length 1200m /var/lib/docker/old/film.iso
+"""
 PASSWORD = "correct horse"
 _ANSWERS = f"""#!/bin/sh
 case $1 in *yes/no*) echo yes ;; *) echo {PASSWORD} ;; esac
@@ -256,7 +262,9 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     project: Project, lan: VirtualLan
 ) -> None:
     """An old driver, an image for other processors, too little disk, a taken port, old Compose."""
-    lan.pcs["pc2"].sudo(
+    pc = lan.pcs["pc2"]
+    pc.sudo(_SMALL_DISK)
+    pc.sudo(
         "printf '#!/bin/sh\\necho Some Card, 535.1, 6.1\\n' > /usr/local/bin/nvidia-smi"
         " && chmod 755 /usr/local/bin/nvidia-smi"
     )
@@ -269,14 +277,14 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
         (image / folder).mkdir(parents=True)
     current, config = (image / "default" / name for name in ("current.json", "config.json"))
     current.write_text(json.dumps({"layers": ["sha256:aa"], "tag": "minga:x"}))
-    (image / "layers" / f"aa-{10**15}.zst").touch()
+    (image / "layers" / f"aa-{10**9}.zst").touch()
     config.write_text('{"architecture": "arm64"}')
     before = on_disk(lan)
     with held_port(lan.ps) as pid:
         told = " ".join(project.make("-o", "image", "deploy", expected=2).split())
         rows = project.checked(expected=2)
     assert f"pc1 (10.77.0.11): x86_64, but the image is built for {_other_machine()}" in told
-    assert "2000000.0 GB are needed" in told
+    assert " GB free at /var/lib/docker, 2.0 GB are needed" in told
     assert f"on pc1: sudo kill {pid}" in told
     assert "here: cuda=cu126 # after pc2 in the inventory" in told
     assert {"disk", "architecture", "gpu"} <= states(rows["pc2"], "FAIL")
@@ -285,14 +293,17 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert on_disk(lan) == before
 
     lan.pcs["bare"].run(old["fix"])
-    (image / "layers" / f"aa-{10**15}.zst").rename(image / "layers" / "aa-1000.zst")
+    assert re.search(
+        r"^1\.\d+G\s+/var/lib/docker/old$", pc.run(rows["pc2"]["disk"]["fix"]).stdout, re.M
+    )
+    pc.sudo("rm -r /var/lib/docker/old")
     config.write_text('{"architecture": "amd64"}')
     with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
     assert "Docker cannot hand it out" in rows["pc2"]["gpu"]["detail"], "the next thing to do"
     assert rows["pc2"]["gpu"]["fix"] == "make deploy", "it installs NVIDIA's container toolkit"
-    lan.pcs["pc2"].sudo("rm /usr/local/bin/nvidia-smi")
+    pc.sudo("rm /usr/local/bin/nvidia-smi")
 
 
 def test_data_there_are_compared_with_those_here(project: Project, lan: VirtualLan) -> None:

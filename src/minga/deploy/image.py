@@ -77,7 +77,7 @@ def build(*, inventory: Path | None = None) -> None:
 
 @app.command
 def export(*, variant: str = DEFAULT) -> None:
-    """Lay out the pieces that a host lacks; print their folder as JSON.
+    """Lay out the pieces that a host lacks; print as JSON where they are and which.
 
     Stdin: a JSON list with the layers (``RootFS.Layers``) of each image that the host has.
 
@@ -87,8 +87,7 @@ def export(*, variant: str = DEFAULT) -> None:
     current, config = described(variant)
     layers = missing_layers(json.load(sys.stdin), current["layers"])
     parcel = Staging(STAGED).parcel(layers, config, current["tag"])
-    answer = {"folder": str(parcel.folder), "layers": len(layers), "size_bytes": parcel.size_bytes}
-    results().print(json.dumps(answer), markup=False, soft_wrap=True)
+    results().print(json.dumps(asdict(parcel), default=str), markup=False, soft_wrap=True)
 
 
 def described(variant: str) -> tuple[dict[str, Any], bytes]:

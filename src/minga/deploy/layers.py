@@ -2,9 +2,13 @@
 
 A host's engine finds a layer by the chain of all layers below it, so of what a host has only
 the longest common prefix counts. ``docker load`` takes an archive whose manifest names all
-layers but which carries only the missing ones. The archive is cut into *pieces*, one per
-layer plus the head, which are compressed once and joined by ``cat``: zstd allows several
-compressed streams one after the other.
+layers but which carries only the topmost, if the others are there. So each layer comes in an
+archive of its own, for an image that ends with it, and is unpacked while the next is sent.
+Archives are laid out as Docker 25 saves them: Docker's own store reads ``manifest.json``,
+containerd's reads ``index.json`` (without one it refuses what is not complete).
+
+An archive is cut into *pieces*, which are compressed once and joined by ``cat``: zstd allows
+several compressed streams one after the other.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _BLOCK_BYTES = 512
+_OCI = "application/vnd.oci.image"
 
 
 def shared_prefix(have: Sequence[str], want: Sequence[str]) -> int:
@@ -28,14 +34,13 @@ def shared_prefix(have: Sequence[str], want: Sequence[str]) -> int:
 
 
 def missing_layers(images: Iterable[Sequence[str]], want: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers of ``want`` that a host with these images must be sent, each once."""
-    known = max((shared_prefix(have, want) for have in images), default=0)
-    return tuple(dict.fromkeys(layer for layer in want[known:] if layer not in want[:known]))
+    """Return the layers of ``want`` that a host with these images must be sent."""
+    return tuple(want[max((shared_prefix(have, want) for have in images), default=0) :])
 
 
 def entry_name(digest: str) -> str:
     """Return what a layer (``sha256:...``) is called inside the archive."""
-    return f"{digest.removeprefix('sha256:')}.tar"
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 
 def entry_header(name: str, size_bytes: int) -> bytes:
@@ -50,19 +55,65 @@ def padding(size_bytes: int) -> bytes:
     return bytes(-size_bytes % _BLOCK_BYTES)
 
 
-def head(config: bytes, tag: str) -> bytes:
-    """Return the end of the archive: the image's configuration and the manifest.
+def head(config: bytes, tag: str, sizes: Mapping[str, int]) -> bytes:
+    """Return the end of the archive: the image's configuration and the manifests.
 
     Args:
-        config: the image's configuration, byte for byte: its SHA-256 is the image's id.
+        config: the image's configuration, byte for byte.
         tag: ``name:tag`` that the host gives the image.
+        sizes: bytes of the image's layers, by digest.
     """
-    name = f"{hashlib.sha256(config).hexdigest()}.json"
-    layers = [entry_name(digest) for digest in chain(config)]
-    manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": layers}]).encode()
-    members = ((name, config), ("manifest.json", manifest))
-    content = b"".join(entry_header(n, len(c)) + c + padding(len(c)) for n, c in members)
+    layers = chain(config)
+    oci = {
+        "schemaVersion": 2,
+        "mediaType": f"{_OCI}.manifest.v1+json",
+        "config": _described("config.v1+json", config),
+        "layers": [
+            {"mediaType": f"{_OCI}.layer.v1.tar", "digest": layer, "size": sizes[layer]}
+            for layer in layers
+        ],
+    }
+    manifest = json.dumps(oci).encode()
+    names = {
+        "io.containerd.image.name": f"docker.io/library/{tag}",
+        "org.opencontainers.image.ref.name": tag.rpartition(":")[2],
+    }
+    index = {
+        "schemaVersion": 2,
+        "mediaType": f"{_OCI}.index.v1+json",
+        "manifests": [{**_described("manifest.v1+json", manifest), "annotations": names}],
+    }
+    docker = {
+        "Config": entry_name(_digest(config)),
+        "RepoTags": [tag],
+        "Layers": [entry_name(layer) for layer in layers],
+    }
+    members = {
+        entry_name(_digest(config)): config,
+        entry_name(_digest(manifest)): manifest,
+        "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
+        "index.json": json.dumps(index).encode(),
+        "manifest.json": json.dumps([docker]).encode(),
+    }
+    content = b"".join(entry_header(n, len(c)) + c + padding(len(c)) for n, c in members.items())
     return content + bytes(2 * _BLOCK_BYTES)
+
+
+def _described(kind: str, content: bytes) -> dict[str, Any]:
+    """Return OCI's descriptor of a blob."""
+    return {"mediaType": f"{_OCI}.{kind}", "digest": _digest(content), "size": len(content)}
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def part(config: bytes, count: int) -> bytes:
+    """Return the configuration of an image that has only the first ``count`` layers."""
+    whole = json.loads(config)
+    whole.pop("history", None)
+    whole["rootfs"]["diff_ids"] = chain(config)[:count]
+    return json.dumps(whole).encode()
 
 
 def chain(config: bytes) -> list[str]:

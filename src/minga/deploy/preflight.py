@@ -141,7 +141,9 @@ def _disk(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Ro
             f"{_gigabytes(disk['free_bytes'])} free at {disk['folder']}, "
             f"{_gigabytes(need)} are needed"
         )
-        fix = "sudo docker system df; sudo du -xh --max-depth=2 / 2>/dev/null | sort -h | tail -20"
+        images = "sudo docker system df; " if facts["docker"]["there"] else ""
+        whole = f"$(findmnt -no TARGET -T {disk['folder']})"
+        fix = f"{images}sudo du -xh --max-depth=2 {whole} 2>/dev/null | sort -h | tail -20"
         return Row(pc, "disk", "FAIL", f"{detail}; this shows what takes room", pc, fix)
     free = min(disks[name]["free_bytes"] for name in needs)
     built = (asked.get("cuda") or DEFAULT) in wanted.layers

@@ -1,15 +1,16 @@
 """Pieces of an image on disk, compressed once: ``build/image/``.
 
-``layers/<digest>-<size>.zst`` is one layer's part of a ``docker load`` archive, and
-``send/<what>/`` has links to the pieces that a host lacks, in the order to join them in.
+``layers/<digest>-<size>.zst`` is the content of one layer. ``send/<what>/`` has, for each layer
+that a host lacks, the three pieces of a ``docker load`` archive: ``<number>.<0|1|2>.zst``.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import shutil
 import tarfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,26 @@ from typing import IO
 
 import zstandard
 
-from minga.deploy.layers import entry_header, entry_name, head, padding
+from minga.deploy.layers import chain, entry_header, entry_name, head, padding, part
 
 _CHUNK_BYTES = 1 << 20
 _LEVEL = 3
+_GZIP = b"\x1f\x8b"
+_PART_TAG = "minga:part-"
+"""And the number of its last layer: an image that is there only until the next one is."""
 _METADATA_BYTES = 4 << 20
 """Files of an image that are no layer are far smaller than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What one host is sent: ``cat folder/* | zstd -dc | docker load``."""
+    """What one host is sent, and loads with ``roles/image/files/load.sh``."""
 
     folder: Path
+    first: int
+    """The number of the lowest layer among these, counted in the image from 0."""
+    end: int
+    """How many layers the image has."""
     size_bytes: int
 
 
@@ -59,7 +67,7 @@ class Staging:
         with tarfile.open(fileobj=saved, mode="r|") as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isreg() else None
-                if content is None:  # a folder, or a link to a layer of the same content
+                if not isinstance(content, io.BufferedReader):  # a folder, or a link to a layer
                     continue
                 if skip_staged and member.size > _METADATA_BYTES and member.size in staged:
                     continue
@@ -67,45 +75,52 @@ class Staging:
         return small
 
     def _add(
-        self, member: tarfile.TarInfo, content: IO[bytes], layers: Sequence[str]
+        self, member: tarfile.TarInfo, content: io.BufferedReader, layers: Sequence[str]
     ) -> dict[str, bytes]:
         """Compress one file, keep it if it is one of the layers; return it if it is small."""
-        part = self._layers / "part"
-        digest, kept = _LayerDigest(), b""
+        unfinished = self._layers / "part"
+        digest, size_bytes, kept = hashlib.sha256(), 0, b""
+        zipped = content.peek(2).startswith(_GZIP)  # by some engines
+        source = gzip.GzipFile(fileobj=content) if zipped else content
         compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=-1)
-        with part.open("wb") as file, compressor.stream_writer(file) as out:
-            while chunk := content.read(_CHUNK_BYTES):
+        with unfinished.open("wb") as file, compressor.stream_writer(file) as out:
+            while chunk := source.read(_CHUNK_BYTES):
                 digest.update(chunk)
+                size_bytes += len(chunk)
                 out.write(chunk)
                 if member.size <= _METADATA_BYTES:
                     kept += chunk
-            out.write(padding(member.size))
-        if str(digest) in layers:
-            part.replace(self._layers / f"{_hex(str(digest))}-{member.size}.zst")
-        part.unlink(missing_ok=True)
+            out.write(padding(size_bytes))
+        if f"sha256:{digest.hexdigest()}" in layers:
+            unfinished.replace(self._layers / f"{digest.hexdigest()}-{size_bytes}.zst")
+        unfinished.unlink(missing_ok=True)
         return {member.name: kept} if kept else {}
 
     def parcel(self, layers: Sequence[str], config: bytes, tag: str) -> Parcel:
-        """Lay out the pieces that complete the image on a host which lacks these layers."""
-        end = head(config, tag)
-        key = hashlib.sha256(end + "".join(layers).encode()).hexdigest()[:16]
+        """Lay out the pieces that complete the image on a host which lacks these last layers."""
+        sizes = {layer: _size_bytes(self._there(layer)) for layer in chain(config)}
+        end = len(chain(config))
+        first = end - len(layers)
+        key = hashlib.sha256(head(config, tag, sizes) + bytes([first])).hexdigest()[:16]
         folder = self._parcels / key
         if not folder.exists():
-            part = self._parcels / f"{key}.part"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            for number, layer in enumerate(layers):
-                self._lay_out(layer, part / f"{number:03}")
-            (part / "999.zst").write_bytes(_compressed(end))
-            part.rename(folder)
-        return Parcel(folder, sum(each.stat().st_size for each in folder.iterdir()))
+            unfinished = self._parcels / f"{key}.part"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            for number, layer in enumerate(layers, first):
+                so_far = part(config, number + 1), f"{_PART_TAG}{number}"
+                rest = head(*(so_far if number + 1 < end else (config, tag)), sizes)
+                self._lay_out(layer, unfinished / f"{number:03}", rest)
+            unfinished.rename(folder)
+        size_bytes = sum(each.stat().st_size for each in folder.iterdir())
+        return Parcel(folder, first, end, size_bytes)
 
-    def _lay_out(self, layer: str, stem: Path) -> None:
-        piece = self._piece(layer)
-        assert piece is not None, "asked before with lacks()"
+    def _lay_out(self, layer: str, stem: Path, rest: bytes) -> None:
+        piece = self._there(layer)
         header = entry_header(entry_name(layer), _size_bytes(piece))
         stem.with_suffix(".0.zst").write_bytes(_compressed(header))
         stem.with_suffix(".1.zst").hardlink_to(piece)
+        stem.with_suffix(".2.zst").write_bytes(_compressed(rest))
 
     def prune(self, layers: Iterable[str]) -> None:
         """Remove all but these layers, and what was laid out for hosts."""
@@ -116,27 +131,13 @@ class Staging:
         for each in self._parcels.iterdir():
             shutil.rmtree(each)
 
+    def _there(self, layer: str) -> Path:
+        piece = self._piece(layer)
+        assert piece is not None, "asked before with lacks()"
+        return piece
+
     def _piece(self, layer: str) -> Path | None:
         return next(self._layers.glob(f"{_hex(layer)}-*.zst"), None)
-
-
-class _LayerDigest:
-    """The digest that an image's configuration names: of the plain layer, zipped or not."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._unzip: zlib._Decompress | None = None
-        self._started = False
-
-    def update(self, chunk: bytes) -> None:
-        if not self._started:
-            self._started = True
-            if chunk.startswith(b"\x1f\x8b"):
-                self._unzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self._hash.update(self._unzip.decompress(chunk) if self._unzip else chunk)
-
-    def __str__(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
 
 
 def _hex(layer: str) -> str:

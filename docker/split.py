@@ -1,0 +1,30 @@
+"""Share a folder's files out over parts of one size, each a layer of the image.
+
+A PC unpacks one while the next is still on its way. Large files first: what comes last is the
+only part that is waited for.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def split(folder: Path, parts: Path, count: int) -> None:
+    """Move all files to ``parts/1/<folder>`` ... ``parts/<count>/<folder>``."""
+    sizes = {
+        path: path.lstat().st_size
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    total, before = sum(sizes.values()), 0
+    for path in sorted(sizes, key=lambda path: (-sizes[path], path)):
+        number = 1 + min(count - 1, before * count // total)
+        target = parts / str(number) / path.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        before += sizes[path]
+
+
+if __name__ == "__main__":
+    split(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

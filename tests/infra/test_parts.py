@@ -1,0 +1,152 @@
+"""The image in parts: a folder is shared out over layers, and each is loaded once it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+LOAD = ROOT / "ansible" / "roles" / "image" / "files" / "load.sh"
+SPLIT = ROOT / "docker" / "split.py"
+LIMIT_S = 20.0
+_DOCKER = """#!/bin/sh
+case "$*" in
+  "image load --quiet") said=$(cat); echo "loaded $said" >> "$LOG"; [ "$said" != bad ] ;;
+  "image rm "*) echo "removed $3" >> "$LOG" ;;
+esac
+"""
+_ZSTD = "#!/bin/sh\nexec cat\n"
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait for something that a process does."""
+    until_s = time.monotonic() + LIMIT_S
+    while not what():
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """Where rsync would bring the image to; beside it the log of what docker was told."""
+    folder = tmp_path / "image" / "abc"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path: Path, inbox: Path) -> Iterator[Start]:
+    """Start load.sh, with programs of the test's own for docker and zstd."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("docker", _DOCKER), ("zstd", _ZSTD)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    with contextlib.ExitStack() as running:
+
+        def run(first: int, end: int) -> subprocess.Popen[str]:
+            words = ["bash", str(LOAD), str(inbox), str(first), str(end)]
+            process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+            running.enter_context(process)
+            running.callback(process.kill)
+            return process
+
+        yield run
+
+
+def arrives(inbox: Path, number: int, *contents: str) -> None:
+    """Put the pieces of a layer there in rsync's order."""
+    for piece, content in enumerate(contents):
+        (inbox / f"{number:03}.{piece}.zst").write_text(content)
+
+
+def told(inbox: Path) -> list[str]:
+    """Return what docker was told so far."""
+    log = inbox.parent.parent / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_layer_is_loaded_while_the_next_is_on_its_way(inbox: Path, start: Start) -> None:
+    loading = start(1, 3)
+    arrives(inbox, 1, "a", "b", "c")
+    until(lambda: told(inbox) == ["loaded abc", "removed minga:part-0"])
+    arrives(inbox, 2, "d", "e")
+    with pytest.raises(subprocess.TimeoutExpired):
+        loading.wait(1.2)
+    assert len(told(inbox)) == 2, "control: two pieces of three are no layer"
+    (inbox / "002.2.zst").write_text("f")
+    assert loading.wait(LIMIT_S) == 0
+    assert told(inbox)[2:] == ["loaded def", "removed minga:part-1"]
+
+
+def test_a_layer_that_cannot_be_loaded_ends_it(inbox: Path, start: Start) -> None:
+    arrives(inbox, 0, "b", "a", "d")
+    arrives(inbox, 1, "x", "y", "z")
+    assert start(0, 2).wait(LIMIT_S) == 1
+    assert told(inbox) == ["loaded bad"]
+
+
+def test_who_comes_later_takes_over_and_takes_nothing_that_is_of_another_image(
+    inbox: Path, start: Start
+) -> None:
+    (inbox.with_name("other")).mkdir()
+    arrives(inbox.with_name("other"), 0, "o", "l", "d")
+    first = start(0, 1)
+    until(lambda: (inbox.with_name("loader")).exists())
+    second = start(0, 1)
+    assert first.wait(LIMIT_S) == 1
+    assert first.stderr
+    assert "another deploy has taken over" in first.stderr.read()
+    assert not inbox.with_name("other").exists()
+    arrives(inbox, 0, "n", "e", "w")
+    assert second.wait(LIMIT_S) == 0
+    assert told(inbox)[0] == "loaded new"
+
+
+# -- docker/split.py
+
+
+def test_a_folder_is_shared_out_over_parts_of_one_size_large_files_first(tmp_path: Path) -> None:
+    folder, parts = tmp_path / "venv", tmp_path / "parts"
+    sizes = {"lib/big.so": 500, "lib/a/mid.so": 300, "lib/a/next.so": 200, "bin/x": 90, "cfg": 10}
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(size))
+    (folder / "lib64").symlink_to("lib")
+    subprocess.run([sys.executable, str(SPLIT), str(folder), str(parts), "3"], check=True)
+    found = {
+        path.relative_to(parts / number / folder.relative_to("/")): int(number)
+        for number in ("1", "2", "3")
+        for path in (parts / number).rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+    assert {str(name): number for name, number in found.items()} == {
+        "lib/big.so": 1,
+        "lib/a/mid.so": 2,
+        "lib/a/next.so": 3,
+        "bin/x": 3,
+        "cfg": 3,
+        "lib64": 3,
+    }
+    assert os.readlink(next(parts.glob("3/**/lib64"))) == "lib"
+    assert not [path for path in folder.rglob("*") if path.is_file()], "moved, not copied"
+
+
+def test_the_image_takes_every_part(tmp_path: Path) -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    made = re.search(r"split\.py \S+ /parts (\d+)", dockerfile)
+    assert made
+    taken = re.findall(r"^COPY --from=stack /parts/(\d+) /$", dockerfile, re.M)
+    assert taken == [str(number + 1) for number in range(int(made[1]))]
