@@ -134,6 +134,7 @@ def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_topmost(
     assert files[manifest["Config"]] == CONFIG
     assert _layers_in(files) == {manifest["Layers"][2]: LAYERS["code"]}, "unzipped, if it was"
     assert (parcel.first, parcel.end) == (2, 3)
+    assert parcel.name == hashlib.sha256(config).hexdigest()[:12]
     assert parcel.size_bytes == sum(path.stat().st_size for path in parcel.folder.iterdir())
 
 
@@ -145,7 +146,7 @@ def test_each_layer_comes_in_the_archive_of_an_image_that_ends_with_it(tmp_path:
     assert len(list(parcel.folder.iterdir())) == 3 * (parcel.end - parcel.first) == 6
     files = _unpacked(parcel.folder, 1)
     manifest = json.loads(files["manifest.json"])[0]
-    assert manifest["RepoTags"] == ["minga:part-1"]
+    assert manifest["RepoTags"] == [f"minga:part-{parcel.name}-1"]
     assert files[manifest["Layers"][1]] == LAYERS["stack"]
     assert _layers_in(files).keys() == {manifest["Layers"][1]}
     part = json.loads(files[manifest["Config"]])

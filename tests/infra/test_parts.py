@@ -20,8 +20,11 @@ SPLIT = ROOT / "docker" / "split.py"
 LIMIT_S = 20.0
 _DOCKER = """#!/bin/sh
 case "$*" in
-  "image load --quiet") said=$(cat); echo "loaded $said" >> "$LOG"; [ "$said" != bad ] ;;
-  "image rm "*) echo "removed $3" >> "$LOG" ;;
+  "image load --quiet")
+    said=$(cat) && touch "$IMAGES/$said" && echo "loaded $said" >> "$LOG" && [ "$said" != bad ] ;;
+  "image inspect "*) [ -e "$IMAGES/$3" ] ;;
+  "image ls "*) ls "$IMAGES" | grep part || true ;;
+  "image rm --force "*) shift 3; echo "removed $*" >> "$LOG"; cd "$IMAGES" && rm "$@" ;;
 esac
 """
 _ZSTD = "#!/bin/sh\nexec cat\n"
@@ -53,11 +56,17 @@ def start(tmp_path: Path, inbox: Path) -> Iterator[Start]:
     for name, text in (("docker", _DOCKER), ("zstd", _ZSTD)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    env = {"PATH": f"{programs}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    images = tmp_path / "images"
+    images.mkdir()
+    env = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "LOG": str(tmp_path / "log"),
+        "IMAGES": str(images),
+    }
     with contextlib.ExitStack() as running:
 
-        def run(first: int, end: int) -> subprocess.Popen[str]:
-            words = ["bash", str(LOAD), str(inbox), str(first), str(end)]
+        def run(*numbers: int) -> subprocess.Popen[str]:
+            words = ["bash", str(LOAD), str(inbox), *map(str, numbers)]
             process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
             running.enter_context(process)
             running.callback(process.kill)
@@ -66,10 +75,16 @@ def start(tmp_path: Path, inbox: Path) -> Iterator[Start]:
         yield run
 
 
-def arrives(inbox: Path, number: int, *contents: str) -> None:
+def arrives(inbox: Path, number: int, image: str) -> None:
     """Put the pieces of a layer there in rsync's order."""
-    for piece, content in enumerate(contents):
+    third = len(image) // 3
+    for piece, content in enumerate((image[:third], image[third : 2 * third], image[2 * third :])):
         (inbox / f"{number:03}.{piece}.zst").write_text(content)
+
+
+def part(number: int) -> str:
+    """Return what the image is called that ends with a layer."""
+    return f"minga:part-abc-{number}"
 
 
 def told(inbox: Path) -> list[str]:
@@ -79,40 +94,55 @@ def told(inbox: Path) -> list[str]:
 
 
 def test_a_layer_is_loaded_while_the_next_is_on_its_way(inbox: Path, start: Start) -> None:
-    loading = start(1, 3)
-    arrives(inbox, 1, "a", "b", "c")
-    until(lambda: told(inbox) == ["loaded abc", "removed minga:part-0"])
-    arrives(inbox, 2, "d", "e")
+    early = start(1, 4, 1)
+    arrives(inbox, 1, part(1))
+    until(lambda: told(inbox) == [f"loaded {part(1)}"])
+    arrives(inbox, 2, part(2))
+    arrives(inbox, 3, "minga:2")
+    assert early.wait(LIMIT_S) == 0
+    assert told(inbox)[1:] == [f"loaded {part(2)}"], "the last one is the other call's"
+    assert start(1, 4).wait(LIMIT_S) == 0
+    assert told(inbox)[2:] == ["loaded minga:2", f"removed {part(1)} {part(2)}"]
+
+
+def test_the_call_after_rsync_goes_on_where_the_early_one_is(inbox: Path, start: Start) -> None:
+    early = start(0, 3, 1)
+    arrives(inbox, 0, part(0))
+    until(lambda: told(inbox) == [f"loaded {part(0)}"])
+    for piece in range(2):
+        (inbox / f"001.{piece}.zst").touch()
     with pytest.raises(subprocess.TimeoutExpired):
-        loading.wait(1.2)
-    assert len(told(inbox)) == 2, "control: two pieces of three are no layer"
-    (inbox / "002.2.zst").write_text("f")
-    assert loading.wait(LIMIT_S) == 0
-    assert told(inbox)[2:] == ["loaded def", "removed minga:part-1"]
+        early.wait(1.2)
+    assert len(told(inbox)) == 1, "two pieces of three are no layer"
+    incomplete = start(0, 3)
+    assert incomplete.wait(LIMIT_S) == 1
+    assert incomplete.stderr
+    assert "layer 1 is not there" in incomplete.stderr.read()
+    assert early.wait(LIMIT_S) == 0, "it has made way"
+    arrives(inbox, 1, part(1))
+    arrives(inbox, 2, "minga:2")
+    assert start(0, 3).wait(LIMIT_S) == 0
+    assert told(inbox)[1:3] == [f"loaded {part(1)}", "loaded minga:2"], "none twice"
 
 
 def test_a_layer_that_cannot_be_loaded_ends_it(inbox: Path, start: Start) -> None:
-    arrives(inbox, 0, "b", "a", "d")
-    arrives(inbox, 1, "x", "y", "z")
+    arrives(inbox, 0, "bad")
+    arrives(inbox, 1, "minga:2")
     assert start(0, 2).wait(LIMIT_S) == 1
     assert told(inbox) == ["loaded bad"]
 
 
-def test_who_comes_later_takes_over_and_takes_nothing_that_is_of_another_image(
-    inbox: Path, start: Start
+def test_to_send_all_is_to_take_nothing_for_granted(
+    inbox: Path, start: Start, tmp_path: Path
 ) -> None:
-    (inbox.with_name("other")).mkdir()
-    arrives(inbox.with_name("other"), 0, "o", "l", "d")
-    first = start(0, 1)
-    until(lambda: (inbox.with_name("loader")).exists())
-    second = start(0, 1)
-    assert first.wait(LIMIT_S) == 1
-    assert first.stderr
-    assert "another deploy has taken over" in first.stderr.read()
-    assert not inbox.with_name("other").exists()
-    arrives(inbox, 0, "n", "e", "w")
-    assert second.wait(LIMIT_S) == 0
-    assert told(inbox)[0] == "loaded new"
+    (tmp_path / "images" / part(0)).touch()
+    other = inbox.with_name("other")
+    other.mkdir()
+    arrives(other, 0, "of another image")
+    arrives(inbox, 0, part(0))
+    assert start(0, 2, 1).wait(LIMIT_S) == 0
+    assert told(inbox) == [f"removed {part(0)}", f"loaded {part(0)}"]
+    assert not other.exists()
 
 
 # -- docker/split.py

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,24 @@ class Deployment:
         )
         assert ended.returncode == expected, ended.stdout[-6000:]
         return ended.stdout
+
+    @contextlib.contextmanager
+    def interrupted(self, *words: str) -> Iterator[None]:
+        """Run a make verb beside what is done meanwhile; then end it with Ctrl-C."""
+        with subprocess.Popen(
+            ["make", *words, "INVENTORY=lan.ini"],
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as running:
+            try:
+                yield
+            finally:
+                os.killpg(running.pid, signal.SIGINT)
+                status = running.wait(60)
+        assert status != 0, "it was not at its end yet"
 
     def timed(self, *words: str, expected: int = 0) -> tuple[float, int, str]:
         """Run a make verb; return its seconds, the bytes that came to all PCs, its words."""

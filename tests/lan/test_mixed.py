@@ -2,7 +2,8 @@
 
 pc1 is ps and worker behind firewalld; pc2 has no Docker, and no way out but a proxy; pc3's ufw
 denies; pc4 is a Debian 12 with its own docker.io, and takes another login with a sudo password on
-another port; pc5's DNS is dead, its name is 127.0.1.1, and two workers run there; gone is off.
+another port; pc5's DNS is dead, its name is 127.0.1.1, its Docker keeps images in containerd's
+store as Docker 29 does, and two workers run there; gone is off.
 """
 
 from __future__ import annotations
@@ -52,6 +53,17 @@ def _give_another_login(pc: VirtualPc) -> None:
     pc.sudo(f"printf '{ports}' > /etc/ssh/sshd_config.d/ports.conf && systemctl restart ssh")
 
 
+_CONTAINERD_S_STORE = """
+systemctl stop docker.socket docker containerd
+mkdir -p /var/lib/docker/of-containerd
+echo '/var/lib/docker/of-containerd /var/lib/containerd none bind' >> /etc/fstab
+mount /var/lib/containerd
+mkdir -p /etc/docker
+echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json
+systemctl start containerd docker
+"""
+
+
 def _take_the_dns_away(pc: VirtualPc) -> None:
     """Name a server that is not there; at each boot, nspawn mounts the host's list over it."""
     pc.sudo("umount /etc/resolv.conf; echo nameserver 10.77.0.98 > /etc/resolv.conf")
@@ -83,6 +95,7 @@ def project(
     put_up_ufw(lan.pcs["pc3"])
     _give_another_login(lan.pcs["pc4"])
     _take_the_dns_away(lan.pcs["pc5"])
+    lan.pcs["pc5"].sudo(_CONTAINERD_S_STORE)  # its root is an overlay: below it, none can be made
     project = Deployment(tmp_path_factory.mktemp("control"), lan, control)
     project.configure(SETTINGS)
     (project.folder / "lan.ini").write_text(_inventory(lan))
@@ -135,18 +148,28 @@ def test_check_tells_what_fresh_pcs_would_get(
 def test_a_pc_without_docker_gets_it_from_its_distribution(
     project: Deployment, lan: VirtualLan
 ) -> None:
-    """By the lab's proxy, its only way out."""
+    """By the lab's proxy, its only way out; and a deploy that was cut short goes on."""
     bare = lan.pcs["pc2"]
     assert bare.run("command -v dockerd", check=False).returncode != 0
     shut_in(bare)
     refused = project.make("deploy", "LIMIT=pc2", expected=2)
     assert "engine, compose cannot be installed" in refused, "control: there is no other way"
+
+    def parts() -> str:
+        return bare.sudo("docker image ls minga", check=False).stdout
+
+    deploy = ("deploy", "LIMIT=pc2", f"http_proxy={PROXY}")
     with lab_proxy() as log:
-        assert changed(project.make("deploy", "LIMIT=pc2", f"http_proxy={PROXY}"))["pc2"] > 0
+        with project.interrupted(*deploy):
+            wait_for("half of the image", lambda: "part-5" in parts(), 400)
+        _, came_bytes, printed = project.timed(*deploy)
+        assert changed(printed)["pc2"] > 0
         assert bare.address in log.read_text()
+    assert came_bytes < 1.6e9, "of 2.5 GB: it went on from the layers that were there"
+    assert "part-" not in parts()
     assert bare.sudo("systemctl is-enabled docker").stdout.strip() == "enabled"
-    # the wire has its test, and an engine of another age its own image
-    share_images(bare, [lan.pcs[name] for name in ("pc1", "pc3", "pc5")])
+    # the wire has its test, and an engine of another age or store its own image
+    share_images(bare, [lan.pcs[name] for name in ("pc1", "pc3")])
 
 
 def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: VirtualLan) -> None:
@@ -167,6 +190,8 @@ def test_deploy_does_its_work_on_all_that_are_there(project: Deployment, lan: Vi
     assert "MINGA_TRAIN_BATCH_SIZE=8\n" in lan.pcs["pc3"].file("/opt/minga/worker.env").read_text()
     engine = lan.pcs["pc4"].sudo("docker version --format '{{.Server.Version}}'").stdout
     assert engine.startswith("20.10.")
+    store = lan.pcs["pc5"].sudo("docker info --format '{{.DriverStatus}}'").stdout
+    assert "io.containerd.snapshotter" in store
     rules = lan.ps.sudo("firewall-cmd --permanent --list-rich-rules").stdout
     assert all(f'"{pc.address}" port port="{PORT}"' in rules for pc in lan.pcs.values())
 

@@ -23,8 +23,6 @@ from minga.deploy.layers import chain, entry_header, entry_name, head, padding, 
 _CHUNK_BYTES = 1 << 20
 _LEVEL = 3
 _GZIP = b"\x1f\x8b"
-_PART_TAG = "minga:part-"
-"""And the number of its last layer: an image that is there only until the next one is."""
 _METADATA_BYTES = 4 << 20
 """Files of an image that are no layer are far smaller than this."""
 
@@ -34,6 +32,8 @@ class Parcel:
     """What one host is sent, and loads with ``roles/image/files/load.sh``."""
 
     folder: Path
+    name: str
+    """Of the folder that it comes to: the image's own."""
     first: int
     """The number of the lowest layer among these, counted in the image from 0."""
     end: int
@@ -101,6 +101,7 @@ class Staging:
         sizes = {layer: _size_bytes(self._there(layer)) for layer in chain(config)}
         end = len(chain(config))
         first = end - len(layers)
+        name = hashlib.sha256(config).hexdigest()[:12]
         key = hashlib.sha256(head(config, tag, sizes) + bytes([first])).hexdigest()[:16]
         folder = self._parcels / key
         if not folder.exists():
@@ -108,12 +109,12 @@ class Staging:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             for number, layer in enumerate(layers, first):
-                so_far = part(config, number + 1), f"{_PART_TAG}{number}"
+                so_far = part(config, number + 1), f"minga:part-{name}-{number}"
                 rest = head(*(so_far if number + 1 < end else (config, tag)), sizes)
                 self._lay_out(layer, unfinished / f"{number:03}", rest)
             unfinished.rename(folder)
         size_bytes = sum(each.stat().st_size for each in folder.iterdir())
-        return Parcel(folder, first, end, size_bytes)
+        return Parcel(folder, name, first, end, size_bytes)
 
     def _lay_out(self, layer: str, stem: Path, rest: bytes) -> None:
         piece = self._there(layer)

@@ -1,24 +1,48 @@
 #!/bin/bash
-# Loads layers FIRST to END - 1 of the image that rsync brings into FOLDER, each as soon as it is there:
-#   load.sh FOLDER FIRST END
-# Of a layer's three pieces the last comes last. The image that ends with a layer stays until the next one is there:
-# after a deploy that was cut short the next goes on from it. Who waits too long for this is Ansible's to say.
+# Loads layers FIRST to END - 1 of the image that rsync brings into FOLDER:
+#   load.sh FOLDER FIRST END [EARLY]
+# EARLY 1: while rsync is at it, each layer as soon as it is there, all but the last one. The call without it
+# then goes on behind these. The image that ends with a layer is called minga:part-..., and is there until all are.
 set -euo pipefail
-folder=$1 first=$2 end=$3
+folder=$1 first=$2 end=$3 early=${4:-0}
+part=minga:part-${folder##*/}-
 owner=$folder/../loader
 
-find "$folder/.." -mindepth 1 -maxdepth 1 ! -name "${folder##*/}" -exec rm -rf {} +
+remove_parts() {
+  docker image ls --quiet --filter 'reference=minga:part-*' | sort -u | xargs -r docker image rm --force >/dev/null
+}
+
+find "$folder/.." -mindepth 1 -maxdepth 1 -type d ! -name "${folder##*/}" -exec rm -rf {} +
 echo $$ >"$owner"
-for ((number = first; number < end; number++)); do
+exec 9>"$folder/../lock"
+if ! flock --timeout 3600 9; then
+  echo "the load before this one has been at a layer for an hour" >&2
+  exit 1
+fi
+if ((early && first == 0)); then
+  remove_parts # nothing is taken for granted
+fi
+last=$((early ? end - 1 : end))
+for ((number = end - 2; number >= first; number--)); do
+  if docker image inspect "$part$number" >/dev/null 2>&1; then
+    break
+  fi
+done
+for ((number++; number < last; number++)); do
   pieces=$folder/$(printf '%03d' "$number")
-  until [ -e "$pieces.2.zst" ]; do
-    if [ "$(cat "$owner")" != $$ ]; then
-      echo "another deploy has taken over" >&2
+  until [ -e "$pieces.2.zst" ]; do # the last of three that rsync brings
+    if ! ((early)); then
+      echo "rsync has ended, and layer $number is not there" >&2
       exit 1
+    fi
+    if [ "$(cat "$owner")" != $$ ]; then
+      exit 0 # the next call goes on
     fi
     sleep 0.5
   done
   # engines before Docker 23 do not know zstd themselves
   cat "$pieces".?.zst | zstd --decompress --stdout | docker image load --quiet
-  docker image rm "minga:part-$((number - 1))" >/dev/null 2>&1 || true # the first layer follows none
 done
+if ! ((early)); then
+  remove_parts
+fi
