@@ -96,7 +96,8 @@ class Deployment:
     def interrupted(self, *words: str) -> Iterator[None]:
         """Run a make verb beside what is done meanwhile; then end it with Ctrl-C."""
         with subprocess.Popen(
-            ["make", *words, "INVENTORY=lan.ini"],
+            # a shell's background job ignores Ctrl-C, and so would all that it starts
+            ["env", "--default-signal=INT", "make", *words, "INVENTORY=lan.ini"],
             cwd=self.folder,
             env=self._env,
             stdout=subprocess.DEVNULL,
