@@ -30,14 +30,16 @@ KINDS = ("gs", "s3", "http")
 class Tap:
     """A reverse proxy before a service.
 
-    ``fetched`` counts the bytes of objects, by path without its query. ``refuse`` answers
+    ``fetched`` counts the bytes of objects, by path without its query; ``signed`` has what the
+    visitors showed as theirs (``Authorization``). ``refuse`` answers
     every request with a status. Of the next bodies of shards, so many are ``cut`` half-way and so
     many are ``spoiled`` in one byte. While ``open`` is not set, bodies of shards wait.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, address: str = "127.0.0.1") -> None:
         self.requests: list[tuple[str, str, str | None]] = []
         self.fetched: dict[str, int] = {}
+        self.signed: set[str] = set()
         self.refuse: int | None = None
         self.cut = 0
         self.spoiled = 0
@@ -45,9 +47,9 @@ class Tap:
         self.open.set()
         self._target = target.removeprefix("http://")
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer((address, 0), self._handler())
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{address}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -88,6 +90,7 @@ class Tap:
         path = urlsplit(visitor.path).path
         with self._lock:
             self.requests.append((visitor.command, path, visitor.headers.get("Range")))
+            self.signed.add(visitor.headers.get("Authorization") or "")
         if self.refuse is not None:
             visitor.send_response(self.refuse)
             visitor.send_header("Content-Length", "0")
@@ -129,7 +132,7 @@ class Service:
     """A service on loopback with a tap before it; ``address`` is where its objects are."""
 
     def __init__(self, kind: str, target: str) -> None:
-        self.kind = kind
+        self.kind, self.target = kind, target
         self.tap = Tap(target)
         self.address = f"{self.tap.url}/{BUCKET}" if kind == "http" else f"{kind}://{BUCKET}"
 
@@ -155,10 +158,6 @@ class Service:
 
 
 class Google(Service):
-    def __init__(self, target: str) -> None:
-        super().__init__("gs", target)
-        self._target = target
-
     def put(self, key: str, content: bytes) -> None:
         self._bucket().blob(key).upload_from_string(content)
 
@@ -172,7 +171,7 @@ class Google(Service):
         client = storage.Client(
             project="<none>",
             credentials=AnonymousCredentials(),
-            client_options={"api_endpoint": self._target},
+            client_options={"api_endpoint": self.target},
         )
         return client.bucket(BUCKET)
 
@@ -232,7 +231,7 @@ def service(kind: str, folder: Path) -> Iterator[Service]:
             emulator.start()
             stack.callback(emulator.stop)
             port = emulator._api._httpd.socket.getsockname()[1]
-            made = Google(f"http://127.0.0.1:{port}")
+            made = Google("gs", f"http://127.0.0.1:{port}")
         elif kind == "s3":
             from moto.server import ThreadedMotoServer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support import ROOT
+from support import ROOT, play
 
 LOAD = ROOT / "ansible" / "roles" / "image" / "files" / "load.sh"
 SPLIT = ROOT / "docker" / "split.py"
@@ -180,3 +180,34 @@ def test_the_image_takes_every_part(tmp_path: Path) -> None:
     assert made
     taken = re.findall(r"^COPY --from=stack /parts/(\d+) /$", dockerfile, re.M)
     assert taken == [str(number + 1) for number in range(int(made[1]))]
+
+
+# -- what is removed of what a PC has
+
+_REMOVABLE = """
+- name: Ask the role
+  hosts: all
+  connection: local
+  gather_facts: false
+  vars:
+    image_wanted: {tag: "minga:a"}
+    image_found:
+      - {RepoTags: ["minga:a"], Created: "2026-01-01T00:00:00Z"}
+      - {RepoTags: ["minga:b"], Created: "2026-01-02T00:00:00Z"}
+      - {RepoTags: ["minga:c"], Created: "2026-01-03T00:00:00Z"}
+      - {RepoTags: ["minga:part-x-1"], Created: "2026-01-04T00:00:00Z"}
+  tasks:
+    - name: Take the role's defaults
+      ansible.builtin.include_vars: {file: "DEFAULTS"}
+    - name: Tell
+      ansible.builtin.debug: {msg: "removable={{ image_removable | join(',') }}."}
+"""
+
+
+def test_a_step_back_to_older_code_keeps_its_image(tmp_path: Path) -> None:
+    pytest.importorskip("ansible", reason="make lint installs it")
+    playbook, inventory = tmp_path / "ask.yml", tmp_path / "lan.ini"
+    defaults = ROOT / "ansible" / "roles" / "image" / "defaults" / "main.yml"
+    playbook.write_text(_REMOVABLE.replace("DEFAULTS", str(defaults)))
+    inventory.write_text("a\n")
+    assert "removable=minga:part-x-1,minga:b." in play(inventory, playbook).stdout
