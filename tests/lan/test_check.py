@@ -293,11 +293,12 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     assert on_disk(lan) == before
 
     lan.pcs["bare"].run(old["fix"])
-    assert re.search(
-        r"^1\.\d+G\s+/var/lib/docker/old$", pc.run(rows["pc2"]["disk"]["fix"]).stdout, re.M
-    )
+    shown = pc.run(rows["pc2"]["disk"]["fix"]).stdout
+    assert re.search(r"^1\.\d+G\s+/var/lib/docker/old$", shown, re.M), "that takes the room"
     pc.sudo("rm -r /var/lib/docker/old")
     config.write_text('{"architecture": "amd64"}')
+    assert states(project.checked("LIMIT=pc2", expected=2)["pc2"], "FAIL") == {"gpu"}
+    pc.sudo("mount -o remount,size=12g /var/lib/docker")  # no image of cu126 is here to be measured
     with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
