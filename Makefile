@@ -95,7 +95,7 @@ purge: .venv/.minga-deploy ## Take away from every PC what deploy added, and not
 lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m "lan and not long"
 
-lan-test-long: setup .venv/.minga-deploy ## What lan-test has no time for: a PC with a GPU, the virtual LAN's own tests
+lan-test-long: setup .venv/.minga-deploy ## What lan-test has no time for: a GPU, a bucket, the virtual LAN's own tests
 	$(BIN)/pytest tests/lan -m "lan and long"
 
 drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs

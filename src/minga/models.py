@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-import torchvision  # type: ignore[import-untyped]
+import torchvision  # type: ignore[import-untyped]  # it ships no types
 from torch import Tensor, nn
 
 from minga.errors import Hint, UsageError

@@ -20,15 +20,18 @@ import yaml
 
 from support import ROOT
 
-zstandard = pytest.importorskip("zstandard", reason="make lint installs it")
-errors = pytest.importorskip("docker.errors", reason="make lint installs it")
+pytest.importorskip("zstandard", reason="make lint installs it")
+pytest.importorskip("docker.errors", reason="make lint installs it")
 
-from minga.deploy import image, saving  # noqa: E402  (they import what may be missing)
-from minga.deploy.inventory import hosts_of  # noqa: E402
-from minga.deploy.layers import missing_layers, shared_prefix  # noqa: E402
-from minga.deploy.staging import Staging  # noqa: E402
-from minga.deploy.variants import VARIANTS  # noqa: E402
-from minga.errors import UsageError  # noqa: E402
+import zstandard
+from docker import errors
+
+from minga.deploy import image, saving
+from minga.deploy.inventory import hosts_of
+from minga.deploy.layers import missing_layers, shared_prefix
+from minga.deploy.staging import Staging
+from minga.deploy.variants import VARIANTS
+from minga.errors import UsageError
 
 # -- which layers
 

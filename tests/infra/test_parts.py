@@ -7,11 +7,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lan.shell import wait_for
 
 from support import ROOT, play
 
@@ -30,14 +30,6 @@ esac
 _ZSTD = "#!/bin/sh\nexec cat\n"
 
 Start = Callable[..., subprocess.Popen[str]]
-
-
-def until(what: Callable[[], bool]) -> None:
-    """Wait for something that a process does."""
-    until_s = time.monotonic() + LIMIT_S
-    while not what():
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -96,7 +88,7 @@ def told(inbox: Path) -> list[str]:
 def test_a_layer_is_loaded_while_the_next_is_on_its_way(inbox: Path, start: Start) -> None:
     early = start(1, 4, 1)
     arrives(inbox, 1, part(1))
-    until(lambda: told(inbox) == [f"loaded {part(1)}"])
+    wait_for("the first layer", lambda: told(inbox) == [f"loaded {part(1)}"], LIMIT_S)
     arrives(inbox, 2, part(2))
     arrives(inbox, 3, "minga:2")
     assert early.wait(LIMIT_S) == 0
@@ -108,7 +100,7 @@ def test_a_layer_is_loaded_while_the_next_is_on_its_way(inbox: Path, start: Star
 def test_the_call_after_rsync_goes_on_where_the_early_one_is(inbox: Path, start: Start) -> None:
     early = start(0, 3, 1)
     arrives(inbox, 0, part(0))
-    until(lambda: told(inbox) == [f"loaded {part(0)}"])
+    wait_for("the first layer", lambda: told(inbox) == [f"loaded {part(0)}"], LIMIT_S)
     for piece in range(2):
         (inbox / f"001.{piece}.zst").touch()
     with pytest.raises(subprocess.TimeoutExpired):
@@ -174,7 +166,7 @@ def test_a_folder_is_shared_out_over_parts_of_one_size_large_files_first(tmp_pat
     assert not [path for path in folder.rglob("*") if path.is_file()], "moved, not copied"
 
 
-def test_the_image_takes_every_part(tmp_path: Path) -> None:
+def test_the_image_takes_every_part() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     made = re.search(r"split\.py \S+ /parts (\d+)", dockerfile)
     assert made

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Deployment:
         make itself ends with 2 whatever its command ended with: that is in its words.
         """
         ended = subprocess.run(
-            ["make", *words, "INVENTORY=lan.ini"],
+            _command(words),
             cwd=self.folder,
             env=self._env,
             stdout=subprocess.PIPE,
@@ -97,7 +97,7 @@ class Deployment:
         """Run a make verb beside what is done meanwhile; then end it with Ctrl-C."""
         with subprocess.Popen(
             # a shell's background job ignores Ctrl-C, and so would all that it starts
-            ["env", "--default-signal=INT", "make", *words, "INVENTORY=lan.ini"],
+            ["env", "--default-signal=INT", *_command(words)],
             cwd=self.folder,
             env=self._env,
             stdout=subprocess.DEVNULL,
@@ -158,6 +158,10 @@ class Deployment:
     def still_pushes(self, limit_s: float = 120) -> None:
         """Wait until the ps has applied another five pushes."""
         self.await_events("push", len(self.events("push")) + 5, limit_s)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return ["make", *words, "INVENTORY=lan.ini"]
 
 
 def changed(printed: str) -> dict[str, int]:

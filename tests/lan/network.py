@@ -15,7 +15,7 @@ from lan.shell import CommandError, sh
 
 _V4, _V6, _MAC = "10.77.0", "fd77:", "02:77:00:00:00"
 CONTROL = (f"{_V4}.1", f"{_V6}:1")
-_SHAPE = ("root", "tbf", "burst", "256kb", "latency", "20ms", "rate", "1gbit")
+_SHAPE = ("root", "tbf", "burst", "256kb", "latency", "20ms", "rate")
 """A burst must be small against what a test sends: a small model disappears in it."""
 
 PortState = Literal["open", "closed", "filtered"]
@@ -53,7 +53,7 @@ def make_bridge() -> None:
 @contextlib.contextmanager
 def control_cable(mbit_per_s: int) -> Iterator[None]:
     """Let all that the control PC sends go through one cable for a while, as that of a PC does."""
-    sh("tc", "qdisc", "replace", "dev", BRIDGE, *_SHAPE[:-1], f"{mbit_per_s}mbit")
+    sh("tc", "qdisc", "replace", "dev", BRIDGE, *_SHAPE, f"{mbit_per_s}mbit")
     try:
         yield
     finally:
@@ -87,8 +87,8 @@ class Plug:
         if self._gateway:
             route = ("route", "add", "default", "via", CONTROL[0], "mtu", str(_way_out_mtu()))
             sh("ip", "-n", inside, *route)
-        sh("tc", "qdisc", "replace", "dev", self.cable, *_SHAPE)
-        self.exec("tc", "qdisc", "replace", "dev", "eth0", *_SHAPE)
+        sh("tc", "qdisc", "replace", "dev", self.cable, *_SHAPE, "1gbit")
+        self.exec("tc", "qdisc", "replace", "dev", "eth0", *_SHAPE, "1gbit")
 
     def unplug(self) -> None:
         """Take namespace and cable away; its firewall's rules go too, as at a power cut."""

@@ -41,6 +41,15 @@ SETTINGS = {
     "evaluation": {"every_epochs": 4000},
     "checkpoint": {"every_s": 3},
 }
+_CONTAINERD_S_STORE = """
+systemctl stop docker.socket docker containerd
+mkdir -p /var/lib/docker/of-containerd
+echo '/var/lib/docker/of-containerd /var/lib/containerd none bind' >> /etc/fstab
+mount /var/lib/containerd
+mkdir -p /etc/docker
+echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json
+systemctl start containerd docker
+"""
 
 
 def _give_another_login(pc: VirtualPc) -> None:
@@ -51,17 +60,6 @@ def _give_another_login(pc: VirtualPc) -> None:
     pc.sudo(f"cp -r /home/lab/.ssh /home/{LOGIN}/ && chown -R {LOGIN}: /home/{LOGIN}/.ssh")
     ports = f"Port 22\\nPort {SSH_PORT}\\n"
     pc.sudo(f"printf '{ports}' > /etc/ssh/sshd_config.d/ports.conf && systemctl restart ssh")
-
-
-_CONTAINERD_S_STORE = """
-systemctl stop docker.socket docker containerd
-mkdir -p /var/lib/docker/of-containerd
-echo '/var/lib/docker/of-containerd /var/lib/containerd none bind' >> /etc/fstab
-mount /var/lib/containerd
-mkdir -p /etc/docker
-echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json
-systemctl start containerd docker
-"""
 
 
 def _take_the_dns_away(pc: VirtualPc) -> None:
