@@ -34,13 +34,6 @@ def prepared() -> Prepared:
     return prepare()
 
 
-@pytest.fixture(scope="module")
-def lan(prepared: Prepared, request: pytest.FixtureRequest) -> Iterator[VirtualLan]:
-    """A LAN of fresh PCs, booted; the test file's ``PCS`` says which, if it has one."""
-    with VirtualLan(getattr(request.module, "PCS", PS_AND_TWO_WORKERS)) as lan:
-        yield lan
-
-
 @pytest.fixture(scope="session")
 def images() -> Iterator[Path]:
     """Where the image stays that several test files deploy; MINGA_LAN_KEEP=1: also after them."""
@@ -50,6 +43,16 @@ def images() -> Iterator[Path]:
     yield IMAGES
     if not keep:
         empty_images()
+
+
+@pytest.fixture(scope="module")
+def lan(prepared: Prepared, images: Path, request: pytest.FixtureRequest) -> Iterator[VirtualLan]:
+    """A LAN of fresh PCs, booted; the test file's ``PCS`` says which, if it has one.
+
+    Old images are removed before, which takes a LAN's turn.
+    """
+    with VirtualLan(getattr(request.module, "PCS", PS_AND_TWO_WORKERS)) as lan:
+        yield lan
 
 
 @pytest.fixture(scope="module")
