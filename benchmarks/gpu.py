@@ -30,10 +30,10 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 from cluster.harness import cluster  # noqa: E402  (the paths come first)
 from lanbench.lesson import write  # noqa: E402
 from lanbench.systems import seconds_of  # noqa: E402
-from minga import models  # noqa: E402
-from minga.config import OptimizerConfig  # noqa: E402
 from minga.data.generated import generate  # noqa: E402
 from minga.data.split import MOST_THREADS  # noqa: E402
+from minga.settings.schema import OptimizerConfig  # noqa: E402
+from minga.tasks import zoo  # noqa: E402
 from minga.worker.exchange import Exchange  # noqa: E402
 from minga.worker.replica import Replica  # noqa: E402
 
@@ -69,7 +69,7 @@ def median_s(rounds: int, times: int, what: Callable[[], object]) -> float:
 
 def alone(case: Case) -> dict[str, float]:
     """Return what the GPU does without data or ps: training steps, the exchange's stages."""
-    model = models.build_model(case.model, case.classes, case.size, seed=0)
+    model = zoo.build_model(case.model, case.classes, case.size, seed=0)
     replica = Replica(model, OptimizerConfig(), CUDA)
     images = torch.randint(0, 256, (BATCH, 3, case.size, case.size), dtype=torch.uint8)
     labels = torch.arange(BATCH) % case.classes

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.errors import DataError
+from minga.settings.schema import DataConfig
 
 BUCKET = "bucket"
 NAMES = ("cat", "dog", "owl")
@@ -273,7 +273,7 @@ def refused(path: str, code: str, **settings: Any) -> str:
 
 def same(one: ImageData, other: ImageData) -> bool:
     """Whether two hold the same samples in the same order."""
-    return one.fingerprint() == other.fingerprint() and all(
+    return one.facts == other.facts and all(
         len(ours) == len(theirs)
         and all(ours.source.encoded(i) == theirs.source.encoded(i) for i in range(len(ours)))
         and ours.labels.tolist() == theirs.labels.tolist()

@@ -15,11 +15,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from minga.algorithm.layout import Layout
 from minga.algorithm.localsgd import RecentNorms, combine_statistics
-from minga.config import OptimizerConfig
-from minga.models import Layout, build_model
 from minga.ps.parameters import SharedParameters
 from minga.ps.session import Control, Session, SessionSpec
+from minga.settings.schema import OptimizerConfig
+from minga.tasks.zoo import build_model
 from minga.transport.stream import Message
 from minga.worker.exchange import Exchange as WorkerExchange
 from minga.worker.replica import Replica
@@ -316,7 +317,7 @@ class Training:
             )
             for step_s in speeds
         ]
-        self._judge = Replica(model, options, CPU)
+        self._evaluator = Replica(model, options, CPU)
 
     def run(self, *, steps: int = STEPS, windows: int = WINDOWS, lr: float = 0.3) -> None:
         clock = Clock(steps, lambda _: lr)
@@ -325,17 +326,17 @@ class Training:
 
     def recalibrated(self) -> Tensor:
         """Return BatchNorm buffers measured at the ps's weights, lease by lease."""
-        self._judge.set_weights(self.ps.parameters.snapshot()[0])
+        self._evaluator.set_weights(self.ps.parameters.snapshot()[0])
         leases = self._digits.images.split(256)
-        parts = [self._judge.batch_statistics(lease.split(128)) for lease in leases]
+        parts = [self._evaluator.batch_statistics(lease.split(128)) for lease in leases]
         return combine_statistics(parts)
 
     def accuracy(self, buffers: Tensor) -> float:
         """Return the ps's weights' accuracy with these buffers, in percent."""
-        self._judge.load(self.ps.parameters.snapshot()[0], buffers)
+        self._evaluator.load(self.ps.parameters.snapshot()[0], buffers)
         judged = (self._digits.judged_images, self._digits.judged_labels)
-        correct, _, count = self._judge.evaluate(*judged)
-        return 100 * correct / count
+        correct, _ = self._evaluator.evaluate(*judged)
+        return 100 * correct / len(self._digits.judged_labels)
 
 
 class ServerMomentum:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from lanbench.standin import Device
+from lanbench.fake_device import Device
 from lanbench.steps import told
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lanbench.standin import SUBJECTS, Subject
+from lanbench.fake_device import SUBJECTS, Subject
 from lanbench.steps import told
 
 BUCKET_BYTES = 25 * 1024 * 1024

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanbench.ddp import BUCKET_BYTES, average
+from lanbench.fake_device import SUBJECTS
 from lanbench.lesson import BATCH, Lesson
-from lanbench.standin import SUBJECTS
 from minga.algorithm.localsgd import Schedule, learning_rate
-from minga.config import DataConfig, OptimizerConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.leases import permutation
-from minga.models import PIXEL_MEAN, PIXEL_STD, build_model
+from minga.settings.schema import DataConfig, OptimizerConfig
+from minga.tasks.zoo import PIXEL_MEAN, PIXEL_STD, build_model
 
 _OPTIMIZER = OptimizerConfig()
 _FIRST_BUCKET = BUCKET_BYTES / 4 / SUBJECTS["resnet18"].parameters

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lanbench.fake_device import SUBJECTS
 from lanbench.place import Place, place
-from lanbench.standin import SUBJECTS
 from lanbench.systems import PORT, STEP_S, seconds_of, whole_lines
-from minga.models import sizes
+from minga.tasks.zoo import sizes
 from minga.transport.identity import Identity
 
 BATCH = 32

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from lanbench.standin import SUBJECTS, Replica, Subject, image_data
+from lanbench.fake_device import SUBJECTS, Replica, Subject, image_data
 from minga import __version__
-from minga.config import Settings
 from minga.protocol import PROTOCOL_VERSION, loopback_id, machine_id
+from minga.settings.schema import Settings
 from minga.transport.dial import Join, Link, wait_for_ps
 from minga.transport.identity import Secret
 from minga.worker.trainer import Trainer
@@ -55,7 +55,7 @@ def main(address: tuple[str, int], token: str, rank: int, subject: Subject, step
         settings = Settings.from_dict(join.welcome["welcome"]["settings"])
         trainer = trainer_of(settings, subject, step_s)
         data = image_data(subject)
-        session = join.report_data({**data.fingerprint(), "image_size": data.image_size})
+        session = join.report_data(data.facts.to_dict())
     with Link(address, secret, session, threading.Event(), print) as link:
         print(trainer.train(link))
 

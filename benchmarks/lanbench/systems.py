@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lanbench.fake_device import SUBJECTS
 from lanbench.place import Place
-from lanbench.standin import SUBJECTS
 from minga.ps.journal import audit
 from minga.transport.identity import Identity
 

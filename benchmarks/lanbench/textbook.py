@@ -12,7 +12,7 @@ import threading
 import torch
 from torch.distributed import rpc
 
-from lanbench.standin import SUBJECTS, Device, Subject
+from lanbench.fake_device import SUBJECTS, Device, Subject
 from lanbench.steps import told
 
 _WAIT_S = 3600.0

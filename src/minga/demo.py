@@ -18,7 +18,7 @@ from minga.console import Console, Progress, results
 from minga.data.digits import prepare_digits
 from minga.errors import Hint, RunFailed
 from minga.observe.folder import RunFolder
-from minga.options import DemoOptions
+from minga.settings.options import DemoOptions
 from minga.transport.identity import Identity
 
 _LIMIT_S = 300.0

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minga import models
-from minga.config import DataConfig
 from minga.data.dataset import open_data
 from minga.data.leases import Lease
 from minga.data.loader import evaluation_batches
 from minga.errors import Hint, Refused
 from minga.ps import checkpoint
+from minga.settings.schema import DataConfig
+from minga.tasks import zoo
 from minga.worker.replica import Replica, pick_device
 
 
@@ -35,14 +35,14 @@ def evaluate_checkpoint(
     content = checkpoint.read(path)
     settings, facts = checkpoint.settings_of(content, path), content["facts"]
     images = open_data(data or settings.data, needs=("val",))
-    if images.class_hash != facts["class_hash"]:
+    if images.facts.class_hash != facts["class_hash"]:
         raise Refused(
             f"{path} was trained on other classes ({facts['classes']}) "
             f"than these data have ({len(images.classes)})",
             code="classes-differ",
             hints=(Hint("name the data it was trained on", f"minga eval {path} --data ..."),),
         )
-    model = models.build_model(
+    model = zoo.build_model(
         settings.model.name,
         facts["classes"],
         facts["image_size"],
@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     for batch, labels in evaluation_batches(
         images.val, lease, seed=settings.train.seed, batch_size=batch_size
     ):
-        right, loss, _ = replica.evaluate(batch, labels)
+        right, loss = replica.evaluate(batch, labels)
         correct, loss_sum = correct + right, loss_sum + loss
     return {
         "checkpoint": str(path),

@@ -5,7 +5,7 @@ A join (JSON frames on TLS)::
     ps      {nonce}
     worker  {proof, protocol, uuid, machine, here, rank, name, hostname, device, ...}
     ps      {welcome: {run_id, rank, settings, ...}}          or {refused: {code, what, hints}}
-    worker  {preparing: true} ...  then {data: fingerprint}   or {failed: {code, what}}
+    worker  {preparing: true} ...  then {data: facts}   or {failed: {code, what}}
     ps      {session: {id, key, port, here, ...}}             or {refused: ...}
 
 In a session every call is ``(message, tensors)``; ``message["do"]`` is one of

@@ -15,7 +15,7 @@ import torch
 from cluster.harness import Cluster, cluster, wait_until
 from minga.errors import RunFailed
 from minga.ps import checkpoint
-from minga.worker.trouble import out_of_memory_explained
+from minga.worker.diagnostics import out_of_memory_explained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

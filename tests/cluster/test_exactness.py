@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from cluster.harness import Cluster, Gate, cluster
-from minga import models
-from minga.config import DataConfig
 from minga.data.dataset import open_data
 from minga.data.leases import permutation
 from minga.ps import checkpoint
 from minga.ps.journal import audit
+from minga.settings.schema import DataConfig
+from minga.tasks import zoo
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -38,7 +38,7 @@ Measured with torch alone: 3e-8 of noise on the weights is 1e-2 after 226 steps 
 def torch_sgd(digits: Path, pushes: list[dict], lr: float, decay: float) -> dict[str, torch.Tensor]:
     """Train with torch.optim.SGD alone on the batches of a journal; return the state dict."""
     split = open_data(DataConfig(path=str(digits))).train
-    model = models.build_model("small-cnn", 10, 8, seed=0)
+    model = zoo.build_model("small-cnn", 10, 8, seed=0)
     for name, layer in model.named_children():
         if isinstance(layer, nn.ReLU):
             setattr(model, name, nn.Tanh())
@@ -56,7 +56,7 @@ def torch_sgd(digits: Path, pushes: list[dict], lr: float, decay: float) -> dict
         )
         images, labels = split.read(ids)
         inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-        inputs = (inputs / 255 - models.PIXEL_MEAN) / models.PIXEL_STD
+        inputs = (inputs / 255 - zoo.PIXEL_MEAN) / zoo.PIXEL_STD
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), torch.from_numpy(labels)).backward()
         optimizer.step()

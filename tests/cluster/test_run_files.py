@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cluster.harness import Cluster, cluster, wait_until
-from minga.config import Settings
+from minga.settings.schema import Settings
 from minga.transport.stream import PREAMBLE_BYTES
 from support import ROOT
 

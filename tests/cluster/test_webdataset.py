@@ -11,10 +11,10 @@ import pytest
 
 from buckets import service, use
 from cluster.harness import cluster, wait_until
-from minga.config import DataConfig
 from minga.data.dataset import open_data
 from minga.data.shards import write_shards
-from minga.ps.coordinator import PREPARE_S
+from minga.settings.schema import DataConfig
+from minga.timing import PREPARE_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

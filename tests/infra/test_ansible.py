@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minga.environment import known_variables
+from minga.settings.environment import known_variables
 from support import ROOT, play
 
 pytest.importorskip("ansible", reason="make lint installs it")

@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -39,24 +39,99 @@ def _any_under(imports: set[str], *packages: str) -> set[str]:
     return {name for name in imports for p in packages if name == p or name.startswith(f"{p}.")}
 
 
+LEAVES = {"errors", "protocol", "timing"}
+ALLOWED: dict[str, set[str]] = {
+    **{leaf: set() for leaf in LEAVES},
+    "algorithm": set(),
+    "console": {"errors"},
+    "settings": {"errors", "protocol"},
+    "tasks": {"algorithm", "errors"},
+    "transport": {"errors", "timing"},
+    "observe": {"errors"},
+    "data": {"console", "errors", "settings"},
+    "plan": {"algorithm", "errors", "settings", "transport"},
+    "ps": {*LEAVES, "algorithm", "console", "data", "observe", "settings", "tasks", "transport"},
+    "worker": {
+        *LEAVES,
+        "algorithm",
+        "console",
+        "data",
+        "observe",
+        "settings",
+        "tasks",
+        "transport",
+    },
+    "deploy": {"console", "data", "errors", "protocol", "settings", "transport"},
+    "evaluate": {"data", "errors", "ps", "settings", "tasks", "worker"},
+    "export": {"ps"},
+    "demo": {"console", "data", "errors", "observe", "settings", "transport"},
+    "__main__": {"cli"},
+}
+"""What each package, and each module beside them, may import of minga; `cli` all of it."""
+
+
+def _room(where: str) -> str:
+    """The package, or the module beside the packages, of ``ps/run.py`` or ``demo.py``."""
+    return where.partition("/")[0].removesuffix(".py")
+
+
 def _offending(source: str, where: str) -> set[str]:
     """What a module at ``where`` (``ps/run.py``) imports against the rules of the design."""
-    imports, package = _imports(source), where.partition("/")[0]
+    imports, room = _imports(source), _room(where)
     forbidden = set()
-    if package != "transport":
+    if room != "transport":
         forbidden |= _any_under(imports, "torch.distributed.rpc")
-    if package == "algorithm":
-        forbidden |= _any_under(imports, "minga") - _any_under(imports, "minga.algorithm")
-        forbidden -= {"minga"}
-    if package == "ps":
-        forbidden |= _any_under(imports, "minga.worker")
-    if package == "worker":
-        forbidden |= _any_under(imports, "minga.ps")
-    if package == "plan":
-        forbidden |= _any_under(imports, "minga.ps", "minga.worker")
-    if package not in ("cli", "__main__.py"):
-        forbidden |= _any_under(imports, "minga.cli")
+    if room not in ("cli", "__init__"):
+        forbidden |= {
+            name
+            for name in _any_under(imports, "minga") - {"minga", "minga.__version__"}
+            if name.split(".")[1] not in ALLOWED[room] | {room}
+        }
     return forbidden
+
+
+def _modules(imports: set[str]) -> set[str]:
+    """Without the packages of ``from package import module``."""
+    return {name for name in imports if not any(each.startswith(f"{name}.") for each in imports)}
+
+
+def _circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Circles of imports: each as the modules on its way."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append(way[way.index(module) :])
+        elif module not in done:
+            for following in sorted(imports.get(module, ())):
+                visit(following, [*way, module])
+            done.add(module)
+
+    for module in sorted(imports):
+        visit(module, [])
+    return found
+
+
+def test_every_package_has_its_row() -> None:
+    rooms = {_room(path.relative_to(PACKAGE).as_posix()) for path in MODULES}
+    assert rooms - {"__init__", "cli"} == ALLOWED.keys()
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {}
+    for path in MODULES:
+        where = path.relative_to(PACKAGE.parent).with_suffix("")
+        imports[".".join(where.parts).removesuffix(".__init__")] = _imports(path.read_text())
+    names = imports.keys()
+    own = {module: _modules(found & names) - {module} for module, found in imports.items()}
+    assert sum(map(len, own.values())) > 200, "the control: there are imports to look at"
+    assert _circles(own) == []
+
+
+def test_the_circle_rule_sees_one() -> None:
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c"]]
+    assert _circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -71,10 +146,15 @@ def test_a_module_imports_only_what_its_place_allows(path: Path) -> None:
         ("ps/run.py", "from torch.distributed import rpc"),
         ("ps/run.py", "def f():\n    from minga.worker import run"),
         ("worker/run.py", "from minga.ps.ledger import Ledger"),
-        ("algorithm/codec.py", "from minga import config"),
-        ("algorithm/codec.py", "from minga.config import Settings"),
+        ("algorithm/codec.py", "from minga import settings"),
+        ("algorithm/codec.py", "from minga.settings.schema import Settings"),
         ("plan/simulation.py", "from minga.ps.pushes import pace_of"),
         ("demo.py", "from minga.cli import main"),
+        ("deploy/check.py", "from minga.ps.run_state import RunState"),
+        ("data/split.py", "from minga.ps.ledger import Ledger"),
+        ("observe/events.py", "from minga.transport.stream import Message"),
+        ("transport/rpc.py", "import minga.console"),
+        ("timing.py", "from minga.errors import Hint"),
     ],
 )
 def test_the_import_rule_sees_what_it_forbids(where: str, source: str) -> None:
@@ -86,7 +166,9 @@ def test_the_import_rule_sees_what_it_forbids(where: str, source: str) -> None:
     [
         ("transport/rpc.py", "from torch.distributed import rpc"),
         ("algorithm/localsgd.py", "import torch\nfrom minga.algorithm.codec import encode"),
-        ("demo.py", "from minga.ps import run\nfrom minga.worker import run"),
+        ("evaluate.py", "from minga.ps import run\nfrom minga.worker import run"),
+        ("cli/roles.py", "from minga.ps import run"),
+        ("ps/run.py", "from minga import __version__"),
         ("__main__.py", "from minga.cli import main"),
     ],
 )

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minga.deploy.connecting import HERE
 from minga.deploy.preflight import Row, Wanted, rows_of
+from minga.deploy.ssh_problems import HERE
 from minga.deploy.variants import VARIANTS, numbers, suitable
 from support import ROOT
 

@@ -14,10 +14,10 @@ from cyclopts import App
 
 from minga.cli import main
 from minga.cli.app import build_app
-from minga.config_sources import Resolved, resolve_settings
-from minga.environment import known_variables
 from minga.errors import DataError, Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
-from minga.options import PsOptions, WorkerOptions
+from minga.settings.environment import known_variables
+from minga.settings.options import PsOptions, WorkerOptions
+from minga.settings.sources import Resolved, resolve_settings
 from support import RunMinga
 
 GOLDEN = Path(__file__).parent / "golden"

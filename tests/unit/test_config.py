@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minga.config import Settings
-from minga.config_fields import SettingField, setting_fields
-from minga.config_sources import resolve_settings
 from minga.errors import UsageError
+from minga.settings.fields import SettingField, setting_fields
+from minga.settings.schema import Settings
+from minga.settings.sources import resolve_settings
 from support import ROOT
 
 FIELDS = setting_fields()

@@ -31,9 +31,10 @@ from simulation import (
 from torch import Tensor, nn
 
 from minga.algorithm.codec import crc, encode_push, make_codec
+from minga.algorithm.layout import Layout
 from minga.algorithm.localsgd import Schedule, learning_rate, staleness_limit
 from minga.algorithm.pacing import Pace, balance
-from minga.models import PIXEL_MEAN, PIXEL_STD, Layout
+from minga.tasks.zoo import PIXEL_MEAN, PIXEL_STD
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minga import models
 from minga.algorithm.codec import CODECS, GPU_CHUNK, apply_delta, encode_push, make_codec
-from minga.config import OptimizerConfig
+from minga.settings.schema import OptimizerConfig
+from minga.tasks import zoo
 from minga.worker.replica import Replica, pick_device
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="this PC has no NVIDIA GPU")
@@ -34,7 +34,7 @@ def test_a_gpu_and_a_processor_encode_and_decode_the_same_bits(name: str) -> Non
 def test_a_worker_takes_the_gpu_by_itself_and_learns_there() -> None:
     device = pick_device(None)
     assert device.type == "cuda"
-    model = models.build_model("resnet18", 4, 32, seed=0)
+    model = zoo.build_model("resnet18", 4, 32, seed=0)
     replica = Replica(model, OptimizerConfig(), device)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(32) % 4
@@ -43,5 +43,5 @@ def test_a_worker_takes_the_gpu_by_itself_and_learns_there() -> None:
     losses = [float(replica.step(images, labels, 0.05)) for _ in range(30)]
     assert replica.weights.is_cuda
     assert losses[-1] < losses[0] / 2
-    assert torch.isfinite(replica.cpu_weights()).all()
+    assert torch.isfinite(replica.weights.cpu()).all()
     assert replica.evaluate(images, labels)[0] >= 30

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.split import Split
 from minga.errors import DataError
+from minga.settings.schema import DataConfig
 
 WNIDS = ("n300", "n100", "n200")  # as published: not sorted
 SIDE = 8
@@ -99,7 +99,7 @@ def test_labels_are_the_same_with_and_without_wnids_txt(tmp_path: Path) -> None:
     (tmp_path / "wnids.txt").unlink()
     without = opened(tmp_path)
 
-    assert with_list.fingerprint() == without.fingerprint()
+    assert with_list.facts == without.facts
     assert with_list.train.labels.tolist() == without.train.labels.tolist()
     # control: by the file's own order labels would differ
     assert [WNIDS.index(name) for name in with_list.classes] != [0, 1, 2]
@@ -129,9 +129,9 @@ def test_what_macos_leaves_behind_is_no_image_and_no_class(tmp_path: Path) -> No
         (folder / "._0.png").write_bytes(b"\0\5\26\7")
     (root / "train" / ".AppleDouble").mkdir()
 
-    assert opened(root).fingerprint() == clean.fingerprint()
+    assert opened(root).facts == clean.facts
     save(root / "train" / "n100" / "more.png")  # control: an image does count
-    assert opened(root).fingerprint() != clean.fingerprint()
+    assert opened(root).facts != clean.facts
 
 
 def test_validation_data_may_be_elsewhere(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_two_pcs_agree_only_on_the_same_classes(tmp_path: Path) -> None:
     for half in ("train", "val"):
         (other / half / "n300").rename(other / half / "n301")
 
-    assert opened(one).fingerprint() == opened(same).fingerprint()
-    assert opened(one).class_hash != opened(other).class_hash
+    assert opened(one).facts == opened(same).facts
+    assert opened(one).facts.class_hash != opened(other).facts.class_hash
 
 
 # -- refusals

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.digits import prepare_digits
 from minga.data.generated import Recipe, generate
 from minga.data.split import Split
 from minga.errors import UsageError
+from minga.settings.schema import DataConfig
 
 SMALL: dict[str, Any] = {"classes": 3, "train_per_class": 4, "val_per_class": 2, "size": 16}
 

@@ -13,7 +13,6 @@ from PIL import Image
 from unit.test_data_shards import CLASSES, TRAIN, VAL, folders
 
 from minga.cli import main
-from minga.config import DataConfig
 from minga.data import packing
 from minga.data.dataset import ImageData, open_data
 from minga.data.folders import FileSource
@@ -21,6 +20,7 @@ from minga.data.packing import NOTE, is_pack, look_at, pack
 from minga.data.shards import ShardSource
 from minga.data.split import Split
 from minga.errors import DataError, RunFailed, UsageError
+from minga.settings.schema import DataConfig
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_sample_number_17_is_the_same_in_files_and_in_shards(
     assert len(list((tmp_path / "out" / "train").glob("*.tar"))) == -(-TRAIN // per_shard)
     for half in ("train", "val"):
         assert _by_number(getattr(files, half)) == _by_number(getattr(shards, half))
-    assert files.fingerprint() == shards.fingerprint()
+    assert files.facts == shards.facts
     assert files.image_size == shards.image_size
 
     numbers = np.arange(TRAIN)
@@ -200,6 +200,6 @@ def test_the_command_packs_two_folders_into_one(
     assert main(["data", "pack", str(train), "--val-path", str(val), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert is_pack(out)
-    assert _opened(out).fingerprint() == _opened(source).fingerprint()
+    assert _opened(out).facts == _opened(source).facts
     assert main(["data", "pack", str(train), "--out", str(out)]) == 2
     assert "error[folder-in-use]" in capsys.readouterr().err

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.shards import MANIFEST, write_shards
 from minga.data.split import Split
 from minga.errors import DataError
+from minga.settings.schema import DataConfig
 
 CLASSES = ("cat", "dog", "owl")
 TRAIN, VAL, PER_SHARD = 23, 7, 8
@@ -100,7 +100,7 @@ def test_shards_hold_the_same_multiset_as_the_folders(
 ) -> None:
     data = opened(shards[0].parents[1])
 
-    assert data.fingerprint() == source.fingerprint()
+    assert data.facts == source.facts
     assert data.classes == CLASSES
     assert multiset(data.train) == multiset(source.train)
     assert multiset(data.val) == multiset(source.val)

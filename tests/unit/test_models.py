@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
+from minga.algorithm.layout import Layout
 from minga.errors import UsageError
-from minga.models import Layout, build_model, stock_stem
+from minga.tasks.zoo import build_model, stock_stem
 
 
 def parameters(model: nn.Module) -> int:

@@ -102,7 +102,7 @@ def test_data_are_packed_once(
     pack = tmp_path / "build" / "data" / "flowers"
     here = config_of({"DATASET": "data/flowers"})
     there = config_of({"DATASET": str(pack)})
-    assert open_data(there).fingerprint() == open_data(here).fingerprint()
+    assert open_data(there).facts == open_data(here).facts
     written_ns = (pack / NOTE).stat().st_mtime_ns
     packing.main(inventory=inventory)
     assert capsys.readouterr().err == ""
@@ -118,13 +118,13 @@ def test_both_halves_come_into_one_pack(
     inventory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data" / "flowers"
-    whole = open_data(config_of({"DATASET": str(data)})).fingerprint()
+    whole = open_data(config_of({"DATASET": str(data)})).facts
     (data / "val").rename(tmp_path / "data" / "other")
     monkeypatch.setenv("VAL_DATASET", "data/other")
     packing.main(inventory=inventory)
     assert _packs(tmp_path) == ["flowers"]
     pack = config_of({"DATASET": str(tmp_path / "build" / "data" / "flowers")})
-    assert open_data(pack).fingerprint() == whole
+    assert open_data(pack).facts == whole
 
 
 def test_what_goes_as_it_is_leaves_no_pack_behind(

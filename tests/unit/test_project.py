@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from minga.config_fields import NONE, setting_fields
-from minga.environment import known_variables
+from minga.settings.environment import known_variables
+from minga.settings.fields import NONE, setting_fields
 from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minga.algorithm.layout import Layout
 from minga.algorithm.localsgd import combine_statistics
-from minga.config import OptimizerConfig
 from minga.errors import UsageError
-from minga.models import PIXEL_MEAN, PIXEL_STD, Layout, build_model
+from minga.settings.schema import OptimizerConfig
+from minga.tasks.zoo import PIXEL_MEAN, PIXEL_STD, build_model
 from minga.worker.replica import Replica, pick_device
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_the_flat_vector_is_the_models_own_memory() -> None:
 
     one.model.get_parameter("7.bias").data.fill_(3.0)
     assert one.weights[-10:].tolist() == [3.0] * 10
-    assert one.cpu_weights().data_ptr() == one.weights.data_ptr()
+    assert one.weights.cpu().data_ptr() == one.weights.data_ptr()
 
 
 def test_the_flat_vector_holds_what_the_model_held() -> None:
@@ -171,13 +172,12 @@ def test_an_evaluation_counts_right_answers_and_changes_nothing() -> None:
     before = (one.weights.clone(), one.buffers())
     raw, wanted = images(50), labels(50)
 
-    correct, loss_sum, count = one.evaluate(raw, wanted)
+    correct, loss_sum = one.evaluate(raw, wanted)
 
     outputs = one.model.eval()(shown(raw))
     assert correct == int((outputs.argmax(1) == wanted).sum())
     expected = nn.functional.cross_entropy(outputs, wanted, reduction="sum")
     assert loss_sum == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert count == 50
     assert torch.equal(one.weights, before[0])
     assert torch.equal(one.buffers(), before[1])
 

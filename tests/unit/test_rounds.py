@@ -68,7 +68,7 @@ def test_nobody_waits_for_those_who_will_not_push() -> None:
 def test_who_waits_hears_after_a_second_that_it_is_not_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minga.ps.rounds.LOOK_S", 0.01)
+    monkeypatch.setattr("minga.ps.rounds.ROUND_S", 0.01)
     rounds = Rounds()
     assert not asyncio.run(rounds.closed(rounds.arrive("a")))
 

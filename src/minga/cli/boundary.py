@@ -14,8 +14,8 @@ from cyclopts import CoercionError, CycloptsError, ValidationError
 
 from minga.cli.app import build_app
 from minga.console import show_error, talk
-from minga.environment import drop_empty
 from minga.errors import Hint, MingaError, RunFailed, UsageError
+from minga.settings.environment import drop_empty
 
 _INTERRUPTED = 130
 

@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from minga.config import DataConfig
 from minga.console import results
+from minga.settings.schema import DataConfig
 
 
 def evaluate(

@@ -17,10 +17,10 @@ from minga.cli.settings_flags import (
     config_file,
     given_flags,
 )
-from minga.config_fields import NONE
-from minga.config_sources import resolve_settings
 from minga.console import results
-from minga.environment import known_variables
+from minga.settings.environment import known_variables
+from minga.settings.fields import NONE
+from minga.settings.sources import resolve_settings
 
 app = App(
     name="config", help="Show settings, their sources, and environment variables.", sort_key=7

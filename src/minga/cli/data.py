@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from minga.config import DataConfig, DataFormat
 from minga.console import Counting, results
+from minga.settings.schema import DataConfig, DataFormat
 
 app = App(name="data", help="Prepare, pack and verify training data.", sort_key=4)
 prepare = App(name="prepare", help="Make a data set that needs no download.")
@@ -103,7 +103,7 @@ def verify(
     from minga.data.dataset import open_data
 
     data = open_data(DataConfig(path=path, val_path=val_path, format=format))
-    for name, value in data.fingerprint().items():
+    for name, value in data.facts.to_dict().items():
         _tell(f"{name:16} {value}")
 
 

@@ -12,10 +12,10 @@ from cyclopts.validators import Number
 from rich.table import Table
 from rich.text import Text
 
-from minga.config import Codec, InFlight
 from minga.console import duration, results
-from minga.options import optional
 from minga.plan.outcome import COMPUTE
+from minga.settings.options import optional
+from minga.settings.schema import Codec, InFlight
 
 if TYPE_CHECKING:
     from minga.plan.advice import Change
@@ -132,7 +132,7 @@ def _scenarios(run: PlannedRun, lan: PlannedLan) -> list[Scenario]:
     for count in counts:
         count_pcs(count + rest)
 
-    from minga.models import sizes  # torch takes its seconds; mistakes are told before
+    from minga.tasks.zoo import sizes  # torch takes its seconds; mistakes are told before
 
     parameters, buffers = sizes(run.model, run.classes, run.image_size)
     return [

@@ -14,10 +14,10 @@ from minga.cli.settings_flags import (
     config_file,
     given_flags,
 )
-from minga.config_sources import resolve_settings
-from minga.environment import check_variables, webdataset_wanted
 from minga.errors import Hint, UsageError
-from minga.options import DemoOptions, PsOptions, WorkerOptions, optional
+from minga.settings.environment import check_variables, webdataset_wanted
+from minga.settings.options import DemoOptions, PsOptions, WorkerOptions, optional
+from minga.settings.sources import resolve_settings
 
 _PS = PsOptions()
 _WORKER = WorkerOptions()

@@ -1,6 +1,6 @@
 """Every setting as a flag: cyclopts names, explains and suggests; the values stay text.
 
-Turning text into values, with ranges and sources, is :mod:`minga.config_sources`'s work.
+Turning text into values, with ranges and sources, is :mod:`minga.settings.sources`'s work.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
-from minga.config import Settings
-from minga.options import optional
+from minga.settings.options import optional
+from minga.settings.schema import Settings
 
 ConfigPath = Annotated[Path | None, optional("MINGA_CONFIG")]
 """The YAML file of settings, or none."""

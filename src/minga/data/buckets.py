@@ -16,13 +16,13 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from minga.config import DataConfig
 from minga.data.cache import drop, folder_of
 from minga.data.fetching import THREADS, Fetcher
 from minga.data.remote import Remote, missing, shown, unsupported
 from minga.data.shards import CLASSES, MANIFEST, damaged, read_manifest
 from minga.data.stores import open_store
 from minga.errors import DataError, Hint
+from minga.settings.schema import DataConfig
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from minga.config import DataConfig
 from minga.data.buckets import fetched_shards, is_remote
+from minga.data.facts import DataFacts, hash_of_classes
 from minga.data.folders import FileSource, open_folders
 from minga.data.shards import are_shards, local_shards, open_shards
 from minga.data.split import Split, natural_size
 from minga.errors import DataError, Hint
+from minga.settings.schema import DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +30,15 @@ class ImageData:
     image_size: int
 
     @property
-    def class_hash(self) -> str:
-        """SHA-256 of the class names, one a line: the same on every PC, or labels differ."""
-        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what the ps compares between workers (plain types)."""
-        return {
-            "train": len(self.train),
-            "val": len(self.val),
-            "classes": len(self.classes),
-            "class_hash": self.class_hash,
-        }
+    def facts(self) -> DataFacts:
+        """Sizes and classes, as the ps compares them between workers."""
+        return DataFacts(
+            train=len(self.train),
+            val=len(self.val),
+            classes=len(self.classes),
+            class_hash=hash_of_classes(self.classes),
+            image_size=self.image_size,
+        )
 
 
 def open_data(

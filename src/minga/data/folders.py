@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minga.config import DataConfig
 from minga.data.split import Source
 from minga.errors import DataError, Hint, UsageError
+from minga.settings.schema import DataConfig
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANNOTATIONS = "val_annotations.txt"

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minga.config import DataConfig
 from minga.data.dataset import ImageData, open_data
 from minga.data.folders import EXTENSIONS, not_found, require_unused
 from minga.data.shards import write_shards
 from minga.data.split import Labels, Source
 from minga.errors import DataError, Hint, RunFailed
+from minga.settings.schema import DataConfig
 
 NOTE = "packed.json"
 
@@ -126,7 +126,7 @@ def pack(
     part = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".part", dir=out.parent))
     try:
         _write(data, part / "new", tell)
-        note = {"digest": tree.digest, **data.fingerprint()}
+        note = {"digest": tree.digest, **data.facts.to_dict()}
         (part / "new" / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         if out.exists():
             out.rename(part / "old")

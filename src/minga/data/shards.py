@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from braceexpand import braceexpand
 
-from minga.config import DataConfig
 from minga.data.folders import EXTENSIONS, empty, no_validation, not_found, text_of
 from minga.data.split import Labels, Source, Split
 from minga.errors import DataError, Hint
+from minga.settings.schema import DataConfig
 
 MANIFEST = "manifest.json"
 CLASSES = "classes.txt"

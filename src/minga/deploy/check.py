@@ -19,10 +19,10 @@ from cyclopts import App
 from rich.text import Text
 
 from minga.console import results
-from minga.deploy.answers import read_answers, spread_out
-from minga.deploy.connecting import HERE
-from minga.deploy.image import STAGED, described, run
+from minga.deploy.notes import read_answers, spread_out
+from minga.deploy.paths import STAGED, described, run
 from minga.deploy.preflight import Row, Wanted, rows_of
+from minga.deploy.ssh_problems import HERE
 from minga.deploy.variants import VARIANTS
 from minga.errors import Hint, Unreachable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minga.console import talk
-from minga.deploy.image import ROOT
+from minga.deploy.paths import ROOT
 from minga.transport.identity import Identity
 
 FOLDER = ROOT / ".minga" / "deploy"

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,15 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.utils.build import exclude_paths
 
 from minga import __version__
-from minga.console import results, show_error, talk
+from minga.console import results, talk
+from minga.deploy.docker_save import saved, topmost
 from minga.deploy.inventory import hosts_of
 from minga.deploy.layers import chain, missing_layers
-from minga.deploy.saving import saved, topmost
+from minga.deploy.paths import CONFIG, CURRENT, ROOT, STAGED, described, run
 from minga.deploy.staging import Staging
 from minga.deploy.variants import DEFAULT, VARIANTS, build_arguments
-from minga.errors import Hint, MingaError, RunFailed, Unreachable, UsageError
+from minga.errors import Hint, RunFailed, Unreachable, UsageError
 
-ROOT = Path(__file__).parents[3]
-STAGED = ROOT / "build" / "image"
-
-_CURRENT, _CONFIG = "current.json", "config.json"
 _DOCKERFILE = "docker/Dockerfile"
 _NAME = "minga"
 _TIMEOUT_S = 3600.0
@@ -88,16 +85,6 @@ def export(*, variant: str = DEFAULT) -> None:
     layers = missing_layers(json.load(sys.stdin), current["layers"])
     parcel = Staging(STAGED).parcel(layers, config, current["tag"])
     results().print(json.dumps(asdict(parcel), default=str), markup=False, soft_wrap=True)
-
-
-def described(variant: str) -> tuple[dict[str, Any], bytes]:
-    """Return what the playbooks are told of an image, and its configuration.
-
-    Raises:
-        FileNotFoundError: it is not built.
-    """
-    folder = STAGED / variant
-    return json.loads((folder / _CURRENT).read_text()), (folder / _CONFIG).read_bytes()
 
 
 def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
@@ -219,7 +206,7 @@ def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
 
 
 def _is_staged(variant: str, image: Image) -> bool:
-    note = STAGED / variant / _CURRENT
+    note = STAGED / variant / CURRENT
     known = json.loads(note.read_text()) if note.exists() else None
     return known == asdict(image) and not Staging(STAGED).lacks(image.layers)
 
@@ -228,7 +215,7 @@ def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) ->
     """Compress the layers that are not staged yet, and note what the image is."""
     staging, folder = Staging(STAGED), STAGED / variant
     folder.mkdir(exist_ok=True)
-    note, kept = folder / _CURRENT, folder / _CONFIG
+    note, kept = folder / CURRENT, folder / CONFIG
     note.unlink(missing_ok=True)
     started_s = time.monotonic()
     before = kept.read_bytes() if kept.exists() else None
@@ -275,18 +262,6 @@ def next_config(before: bytes, layers: Sequence[str], attrs: Mapping[str, Any]) 
     rootfs = {"type": "layers", "diff_ids": list(layers)}
     config |= {"created": attrs["Created"], "config": attrs["Config"], "rootfs": rootfs}
     return json.dumps(config).encode()
-
-
-def run(command: Callable[[], object]) -> int:
-    """Run a command of this package; return its exit status."""
-    try:
-        command()
-    except MingaError as error:
-        show_error(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minga.deploy.connecting import HERE
+from minga.deploy.ssh_problems import HERE
 
 Hosts = dict[str, dict[str, Any]]
 """Each PC's variables by its name."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minga.console import results
-from minga.deploy.answers import read_answers
+from minga.deploy.notes import read_answers
 
 _SECONDS = len("2026-11-25T19:26:38")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from cyclopts import App
 
-from minga.config import DataConfig
 from minga.console import Counting, talk
 from minga.data.dataset import open_data
 from minga.data.packing import Tree, is_pack, look_at, pack
 from minga.data.shards import are_shards
-from minga.deploy.image import ROOT, run
 from minga.deploy.inventory import workers_of
+from minga.deploy.paths import ROOT, run
+from minga.settings.schema import DataConfig
 
 PACKED = ROOT / "build" / "data"
 SMALL_BYTES = 64 << 10

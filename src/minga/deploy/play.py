@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minga.console import results, talk
-from minga.deploy.answers import spread_out
-from minga.deploy.image import ROOT, run
 from minga.deploy.inventory import hosts_of, names_by_address
+from minga.deploy.notes import spread_out
+from minga.deploy.paths import ROOT, run
 from minga.deploy.progress import Watch
 from minga.errors import Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
 

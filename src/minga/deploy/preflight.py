@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from minga.deploy.connecting import HERE, ssh_problem, sudo_problem
 from minga.deploy.layers import missing_layers
 from minga.deploy.packages import (
     by_deploy,
@@ -19,7 +18,9 @@ from minga.deploy.packages import (
     docker_command,
     toolkit_by_deploy,
 )
+from minga.deploy.ssh_problems import HERE, ssh_problem, sudo_problem
 from minga.deploy.variants import DEFAULT, VARIANTS, Variant, numbers, suitable
+from minga.protocol import DEFAULT_PORT
 
 State = Literal["PASS", "WARN", "FAIL"]
 Facts = Mapping[str, Any]
@@ -53,7 +54,7 @@ class Wanted:
     """What this deployment brings to a PC."""
 
     machine: str
-    port: int = 30005
+    port: int = DEFAULT_PORT
     ps: str = ""
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Of the images that are built, by variant."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from minga.deploy.connecting import HERE
+from minga.deploy.ssh_problems import HERE
 
 EVERY_S = 5.0
 """Between two lines about one PC, and before its first: a shorter transfer has none."""

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from minga.console import results, status_view
-from minga.deploy.answers import read_answers, spread_out
+from minga.deploy.notes import read_answers, spread_out
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from minga.config import Codec, InFlight
 from minga.errors import Hint, UsageError
+from minga.settings.schema import Codec, InFlight
 
 PAYLOAD_SHARE = 0.94
 """Of a link's nominal rate: what Ethernet, IP, TCP and TLS leave, 117 MB/s of 1 Gbit/s."""
@@ -119,11 +119,6 @@ class Scenario:
     def exchange_bytes(self) -> float:
         """Bytes of a push, and of a reply."""
         return self.parameters * _BYTES[self.codec] + self.buffers * _BUFFER_BYTES
-
-    @property
-    def worker_s(self) -> float:
-        """CPU seconds of an exchange on the worker, in which it does not train."""
-        return (self.costs.hold_ns + self.costs.rebase_ns) * 1e-9 * self.parameters
 
     @property
     def forward_s(self) -> float:

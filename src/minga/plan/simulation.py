@@ -15,7 +15,7 @@ import simpy
 from minga.algorithm.pacing import EVERY_S, FIRST_STEPS, Pace, RecentPaces, balance, worth_a_change
 from minga.plan.network import SharedLink
 from minga.plan.scenario import Pcs, Scenario, link_bytes_per_s
-from minga.transport.turn import HOLD_S, WAIT_S
+from minga.transport.reply_turns import HOLD_S, WAIT_S
 
 Events: TypeAlias = Generator[simpy.Event, Any, None]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from minga.config import Settings
 from minga.errors import Hint, Refused
+from minga.settings.schema import Settings
 
 FORMAT = 1
 _TO_GO_ON = {"ledger", "last_sequence", "last_push", "journal_lines", "members", "version"}

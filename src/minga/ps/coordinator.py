@@ -14,24 +14,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from minga.algorithm import pacing
+from minga.data.facts import DataFacts
 from minga.errors import Hint, MingaError, Refused
 from minga.observe.events import EventLog
 from minga.protocol import DONE, FAILED, STOPPED, loopback_id
-from minga.ps.accounts import Accounts
+from minga.ps.bookkeeper import Bookkeeper
 from minga.ps.compatible import require_compatible
 from minga.ps.evaluation import Measured
-from minga.ps.facts import DataFacts
 from minga.ps.members import LEFT, LOST, Member, Members
+from minga.ps.report import Report
+from minga.ps.run_state import RunState
 from minga.ps.session import SessionSpec
 from minga.ps.sessions import Handle, Sessions
-from minga.ps.state import RunState
+from minga.timing import PREPARE_S, PS_FAREWELL_S
 from minga.transport.door import Door, JoinStream
 from minga.transport.identity import Identity
 from minga.transport.stream import Message
 
-PREPARE_S = 15.0
-"""A joining worker says every few seconds that it is still preparing."""
-_FAREWELL_S = 10.0
 _TICK_S = 1.0
 
 
@@ -46,10 +45,11 @@ class Coordinator:
 
     def __init__(self, state: RunState, identity: Identity, world_size: int) -> None:
         self.state = state
+        self.report = Report(state)
         self.events: EventLog = state.events
         self.members: Members = state.members
         self.measured: list[Measured] = state.measured
-        self.accounts: Accounts | None = None
+        self.bookkeeper: Bookkeeper | None = None
         self.refused_visitors = 0
         self.show: Callable[[dict[str, Any]], None] = lambda status: None
         self._identity = identity
@@ -82,10 +82,10 @@ class Coordinator:
             for task in finished:
                 task.result()
             phase = training.result() if training.done() else STOPPED
-            if self.accounts is not None:
-                self.accounts.phase = STOPPED if phase == FAILED else phase
+            if self.bookkeeper is not None:
+                self.bookkeeper.phase = STOPPED if phase == FAILED else phase
                 if phase != FAILED:  # else the checkpoints stay as they are
-                    await self.state.save(self.accounts, self._pending)
+                    await self.state.save(self.bookkeeper, self._pending)
                 await self._say_goodbye()
         finally:
             for task in (*ends, *chores):
@@ -94,37 +94,37 @@ class Coordinator:
             await self._door.close()
             if self._sessions is not None:
                 self._sessions.kill_all()
-                await self._sessions.all_ended(_FAREWELL_S)
+                await self._sessions.all_ended(PS_FAREWELL_S)
         return phase
 
     # -- the run
 
     async def _train(self) -> str:
         """Validate when it is time, until every epoch is counted and measured, or none can be."""
-        accounts = await self._started()
-        every = self.state.settings.evaluation.every_epochs * accounts.plan.facts.train
-        due = every * (accounts.ledger.counted // every + 1)
+        bookkeeper = await self._started()
+        every = self.state.settings.evaluation.every_epochs * bookkeeper.plan.facts.train
+        due = every * (bookkeeper.ledger.counted // every + 1)
         while True:
-            while accounts.ledger.counted < min(due, accounts.plan.total_samples):
+            while bookkeeper.ledger.counted < min(due, bookkeeper.plan.total_samples):
                 self._progress.clear()
                 await self._progress.wait()
-                if accounts.health.diverged:
+                if bookkeeper.health.diverged:
                     return FAILED
-            counted = accounts.ledger.counted
+            counted = bookkeeper.ledger.counted
             due = every * (counted // every + 1)
-            await self._measure(accounts, counted)
-            if counted >= accounts.plan.total_samples:
+            await self._measure(bookkeeper, counted)
+            if counted >= bookkeeper.plan.total_samples:
                 return DONE
 
-    async def _started(self) -> Accounts:
-        while self.accounts is None:
+    async def _started(self) -> Bookkeeper:
+        while self.bookkeeper is None:
             self._progress.clear()
             await self._progress.wait()
-        return self.accounts
+        return self.bookkeeper
 
-    async def _measure(self, accounts: Accounts, counted: int) -> None:
+    async def _measure(self, bookkeeper: Bookkeeper, counted: int) -> None:
         self.events.write("evaluation_start", samples_done=counted)
-        result = await accounts.evaluation.run(counted)
+        result = await bookkeeper.evaluation.run(counted)
         best = all(result.accuracy > earlier.accuracy for earlier in self.measured)
         self.measured.append(result)
         self.events.write(
@@ -136,7 +136,7 @@ class Coordinator:
             best=best,
         )
         if best:
-            await self.state.save_best(accounts, result)
+            await self.state.save_best(bookkeeper, result)
 
     # -- those who come
 
@@ -191,28 +191,28 @@ class Coordinator:
             if failed := message.get("failed"):
                 raise Refused(str(failed["what"]), code=str(failed["code"]))
             if report := message.get("data"):
-                return DataFacts.from_message(report)
+                return DataFacts.from_dict(report)
 
     async def _prepare(self, facts: DataFacts) -> Sessions:
         """Make the parameters when the first worker has said what the data are."""
         async with self._preparing:
-            if self.accounts is None or self._sessions is None:
-                self.accounts = await asyncio.to_thread(
+            if self.bookkeeper is None or self._sessions is None:
+                self.bookkeeper = await asyncio.to_thread(
                     self.state.prepare, facts, max(1, self._world_size - 1)
                 )
-                self.accounts.progressed = self._progress.set
-                self._sessions = self._make_sessions(self.accounts)
+                self.bookkeeper.progressed = self._progress.set
+                self._sessions = self._make_sessions(self.bookkeeper)
                 self._progress.set()
-        if facts != self.accounts.plan.facts:
+        if differences := facts.differences(self.bookkeeper.plan.facts):
             raise Refused(
-                f"this worker's data differ from the run's: {_differences(facts, self.accounts)}",
+                f"this worker's data differ from the run's: {differences}",
                 code="data-differs",
                 hints=(Hint("same folder on every PC?", "minga data verify"),),
             )
         return self._sessions
 
-    def _make_sessions(self, accounts: Accounts) -> Sessions:
-        exchange, parameters = self.state.settings.exchange, accounts.parameters
+    def _make_sessions(self, bookkeeper: Bookkeeper) -> Sessions:
+        exchange, parameters = self.state.settings.exchange, bookkeeper.parameters
         template = SessionSpec(
             id="",
             key="",
@@ -225,7 +225,7 @@ class Coordinator:
             buffers=parameters.buffers,
             identity=self._identity,
         )
-        return Sessions(template, parameters, accounts.hear, accounts.part_with)
+        return Sessions(template, parameters, bookkeeper.answer_async, bookkeeper.on_session_end)
 
     def _streamed(self, session: str, raw: socket.socket, host: str) -> bool:
         return self._sessions is not None and self._sessions.pass_on(session, raw, host)
@@ -237,27 +237,27 @@ class Coordinator:
     # -- chores
 
     async def _tick(self) -> None:
-        accounts = self.accounts
-        if accounts is not None:
+        bookkeeper = self.bookkeeper
+        if bookkeeper is not None:
             now_s = time.monotonic()
-            accounts.parameters.active_workers = self.members.active(now_s)
-            accounts.evaluation.expire()
-            accounts.close_round()
-            for owner, samples in accounts.ledger.expire(now_s).items():
+            bookkeeper.parameters.active_workers = self.members.active(now_s)
+            bookkeeper.evaluation.expire()
+            bookkeeper.close_round()
+            for owner, samples in bookkeeper.ledger.expire(now_s).items():
                 self.events.write("lease_expired", owner=owner, samples=samples)
-        self.show(self.state.publish(accounts, self.refused_visitors))
+        self.show(self.report.publish(bookkeeper, self.refused_visitors))
 
     async def _repace(self) -> None:
-        if self.accounts is not None:
-            self.accounts.repace()
+        if self.bookkeeper is not None:
+            self.bookkeeper.repace()
 
     async def _save_regularly(self) -> None:
-        accounts = await self._started()
-        await self.state.save(accounts, self._pending)
+        bookkeeper = await self._started()
+        await self.state.save(bookkeeper, self._pending)
 
         async def save() -> None:
-            if not accounts.health.doubtful:
-                await self.state.save(accounts, self._pending)
+            if not bookkeeper.health.doubtful:
+                await self.state.save(bookkeeper, self._pending)
 
         await self._every(self.state.settings.checkpoint.every_s, save)
 
@@ -269,7 +269,7 @@ class Coordinator:
     async def _say_goodbye(self) -> None:
         """Give the workers time to hear that the run is over."""
         if self._sessions is not None:
-            await self._sessions.all_ended(_FAREWELL_S)
+            await self._sessions.all_ended(PS_FAREWELL_S)
 
     def _pending(self) -> list[Handle]:
         return self._sessions.handles() if self._sessions is not None else []
@@ -278,13 +278,4 @@ class Coordinator:
         return [handle for handle in self._pending() if handle.member.uuid == uuid]
 
     def _known_sequence(self, member: Member) -> int:
-        return self.accounts.last_sequence.get(member.uuid, 0) if self.accounts else 0
-
-
-def _differences(facts: DataFacts, accounts: Accounts) -> str:
-    named = ("train", "val", "classes", "class_hash", "image_size")
-    return ", ".join(
-        f"{name} {getattr(facts, name)} instead of {getattr(accounts.plan.facts, name)}"
-        for name in named
-        if getattr(facts, name) != getattr(accounts.plan.facts, name)
-    )
+        return self.bookkeeper.last_sequence.get(member.uuid, 0) if self.bookkeeper else 0

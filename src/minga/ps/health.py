@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minga.algorithm.localsgd import SUSPECT
-from minga.config import Settings
 from minga.errors import Hint, RunFailed
 from minga.observe.folder import RunFolder
 from minga.ps.evaluation import Measured
 from minga.ps.members import TRAINING, Member
+from minga.settings.schema import Settings
 
 LOST = 6
 """Once every worker made so many in a row, training does not come back by itself."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from minga.algorithm.pacing import FIRST_STEPS, RecentPaces
 from minga.errors import Hint, Refused
+from minga.timing import ACTIVE_S
 from minga.transport.stream import Message
 
 JOINING, TRAINING, LOST, LEFT = "joining", "training", "lost", "left"
 
 _KEPT = ("rank", "uuid", "name", "host", "hostname", "device", "generation")
-_ACTIVE_S = 15.0
 _ACTIVE_WINDOWS = 3
 
 
@@ -133,15 +133,11 @@ class Members:
         """Whether this generation still holds its rank."""
         return self._by_rank.get(member.rank) is member
 
-    def live(self) -> list[Member]:
-        """Return those who train or join now."""
-        return [member for member in self if self._alive(member)]
-
     def active(self, now_s: float) -> int:
         """Return N_active: workers heard from in max(15 s, 3 windows); at least 1."""
         heard = sum(
             member.state == TRAINING
-            and now_s - member.heard_s <= max(_ACTIVE_S, _ACTIVE_WINDOWS * member.window_s)
+            and now_s - member.heard_s <= max(ACTIVE_S, _ACTIVE_WINDOWS * member.window_s)
             for member in self
         )
         return max(1, heard)

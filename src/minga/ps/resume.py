@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from minga.config import Settings
 from minga.errors import Hint, Refused, UsageError
 from minga.observe.folder import RunFolder
-from minga.options import PsOptions
 from minga.ps import checkpoint
+from minga.settings.options import PsOptions
+from minga.settings.schema import Settings
 
 _NAME = re.compile(r"[\w.@+-]+")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-LOOK_S = 1.0
-"""A session that waits asks again this often, so that everybody knows that it lives."""
+from minga.timing import ROUND_S
 
 
 class Rounds:
@@ -45,11 +44,11 @@ class Rounds:
         self._closed = asyncio.Event()
 
     async def closed(self, number: int) -> bool:
-        """Whether that round is closed; waits for it, but no longer than LOOK_S."""
+        """Whether that round is closed; waits for it, but no longer than ROUND_S."""
         if number < self.number:
             return True
         try:
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(ROUND_S):
                 await self._closed.wait()
         except TimeoutError:
             return False

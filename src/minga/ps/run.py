@@ -12,18 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minga import models
-from minga.config_sources import Resolved
 from minga.console import Console, Progress
 from minga.observe.curves import draw
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.observe.tensorboard import TensorBoard
-from minga.options import PsOptions
-from minga.protocol import DONE, FAILED
+from minga.protocol import DEFAULT_PORT, DONE, FAILED
 from minga.ps import resume
 from minga.ps.coordinator import Coordinator
 from minga.ps.health import diverged
-from minga.ps.state import RunState
+from minga.ps.run_state import RunState
+from minga.settings.options import PsOptions
+from minga.settings.sources import Resolved
+from minga.tasks import zoo
 from minga.transport.address import lan_addresses
 from minga.transport.door import listen
 from minga.transport.identity import Identity
@@ -45,7 +45,7 @@ def run_ps(resolved: Resolved, options: PsOptions) -> int:
         MingaError: what the user can do something about (see docs/troubleshooting.md).
     """
     console, settings = Console("ps"), resolved.settings
-    models.require_known(settings.model.name, settings.model.stem)
+    zoo.require_known(settings.model.name, settings.model.stem)
     choice = resume.choose(options, settings)
     if choice.folder is not None and choice.finished:
         console.say(f"Run {choice.folder.path.name} is finished: {choice.folder.path}")
@@ -113,7 +113,7 @@ def _invite(
     console.say(f"  address  {', '.join(addresses)}")
     console.say(f"  port     {port}")
     console.say("Start a worker on any PC of the LAN, in its copy of this project:")
-    custom = "" if port == 30005 else f"MASTER_PORT={port} "
+    custom = "" if port == DEFAULT_PORT else f"MASTER_PORT={port} "
     # a token that was given as a file stays there: logs are read by more people than files
     token = f"MINGA_TOKEN={identity.secret}"
     if options.token_file:
@@ -154,7 +154,7 @@ async def _leave_files(
     deadline = time.monotonic() + (_PATIENCE_S if phase == DONE else 0)
     stats = state.folder.stats_file("ps")
     while True:
-        state.publish(coordinator.accounts, coordinator.refused_visitors)
+        coordinator.report.publish(coordinator.bookkeeper, coordinator.refused_visitors)
         try:
             _write_files(coordinator, state, phase, stats)
             return
@@ -166,23 +166,23 @@ async def _leave_files(
 
 def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: Path) -> None:
     """Write statistics, curves and, last of all, the summary that says that the run is done."""
-    folder, accounts = state.folder, coordinator.accounts
-    status = state.status(accounts)
+    folder, bookkeeper = state.folder, coordinator.bookkeeper
+    status = coordinator.report.status(bookkeeper)
     write_json(
         stats, {**status, "schema": "minga.ps/1", "role": "ps", "time": utc_now(), "outcome": phase}
     )
     if (trouble := state.unwritten()) is not None:
         raise trouble
     draw(folder.path / "events.jsonl", folder.path / "curves.png")
-    if phase == DONE and accounts is not None:
-        write_json(folder.summary, state.summary(accounts))
+    if phase == DONE and bookkeeper is not None:
+        write_json(folder.summary, coordinator.report.summary(bookkeeper))
 
 
 def _close(console: Console, coordinator: Coordinator, state: RunState, phase: str) -> None:
     """Say how it ended, where things are, and what to do next."""
     folder = state.folder
-    if phase == DONE and coordinator.accounts is not None:
-        summary = state.summary(coordinator.accounts)
+    if phase == DONE and coordinator.bookkeeper is not None:
+        summary = coordinator.report.summary(coordinator.bookkeeper)
         console.say(
             f"Done: {100 * summary['val_accuracy']:.2f} % validation accuracy "
             f"(best {100 * summary['best_val_accuracy']:.2f} %), "

@@ -25,21 +25,18 @@ import torch
 from minga.algorithm import codec as codecs
 from minga.algorithm import localsgd
 from minga.ps.parameters import TURN_BYTE, SharedParameters, Update
+from minga.timing import CONTROL_S, SILENCE_S, STREAM_S
 from minga.transport import rpc, store
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
+from minga.transport.reply_turns import Turn
 from minga.transport.stream import (
     HELLO_LIMIT_BYTES,
-    STREAM_S,
     Message,
     close,
     receive,
     send,
 )
-from minga.transport.turn import Turn
-
-CONTROL_S = 60.0
-"""The coordinator answers within milliseconds; a silent one is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +247,7 @@ class _Streams:
             try:
                 store.serve(self._store, stream)
             except TimeoutError:
-                leave(f"no heartbeat for {store.SILENCE_S:g} s")
+                leave(f"no heartbeat for {SILENCE_S:g} s")
             except (OSError, ssl.SSLError):
                 leave("the worker closed the connection")
         leave("the worker broke the protocol")

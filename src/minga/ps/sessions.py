@@ -13,23 +13,17 @@ from multiprocessing.context import ForkServerProcess
 
 from minga.ps import session as session_process
 from minga.ps.members import Member
-from minga.ps.parameters import SharedParameters
+from minga.ps.parameters import SLOTS, SharedParameters
 from minga.ps.session import SessionSpec
+from minga.timing import SESSION_UP_S
 from minga.transport.stream import (
     SESSION_ID_CHARS,
     Message,
-    decode_frame,
     encode_frame,
-    frame_length,
+    read_frame,
 )
 
-UP_S = 60.0
-"""A session that is not in use after so long is killed."""
-
 Answer = Callable[["Handle", Message], Awaitable[Message]]
-
-_PREFIX_BYTES = 4
-_SLOTS = 1024
 
 
 @dataclass(slots=True)
@@ -80,8 +74,7 @@ class Handle:
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
         with contextlib.suppress(OSError, EOFError):
             while True:
-                length = frame_length(await reader.readexactly(_PREFIX_BYTES))
-                asked = decode_frame(await reader.readexactly(length))
+                asked = await read_frame(reader)
                 writer.write(encode_frame(await answer(self, asked)))
                 await writer.drain()
         writer.close()
@@ -91,7 +84,7 @@ class Handle:
         with contextlib.suppress(ValueError, AttributeError):
             self.process.kill()
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         """Free what the ended process leaves: its zombie and our ends of its sockets."""
         self.kill()
         with contextlib.suppress(ValueError, AttributeError):
@@ -131,14 +124,14 @@ class Sessions:
         """Start a session for this worker and return when its RPC agent listens.
 
         Raises:
-            TimeoutError: it was not up within UP_S; it is killed.
+            TimeoutError: it was not up within SESSION_UP_S; it is killed.
         """
         used = {handle.spec.slot for handle in self._handles.values()}
         spec = replace(
             self._template,
             id=secrets.token_hex(SESSION_ID_CHARS // 2),
             key=secrets.token_hex(32),
-            slot=next(slot for slot in range(_SLOTS) if slot not in used),
+            slot=next(slot for slot in range(SLOTS) if slot not in used),
             host=member.host,
         )
         handle = Handle(spec, member)
@@ -150,9 +143,9 @@ class Sessions:
         return handle
 
     async def reached(self, handle: Handle, point: asyncio.Event) -> None:
-        """Return when a session has come so far; raise TimeoutError and kill it after UP_S."""
+        """Wait until a session reaches ``point``; after SESSION_UP_S kill it and raise."""
         try:
-            async with asyncio.timeout(UP_S):
+            async with asyncio.timeout(SESSION_UP_S):
                 await point.wait()
         except TimeoutError:
             handle.kill()
@@ -184,6 +177,6 @@ class Sessions:
             await asyncio.to_thread(handle.start, self._parameters)
             await handle.serve(self._answer)
         finally:
-            await asyncio.to_thread(handle.bury)
+            await asyncio.to_thread(handle.reap)
             del self._handles[handle.spec.id]
             self._ended(handle)

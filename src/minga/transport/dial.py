@@ -10,15 +10,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from minga.errors import Hint, MingaError, Refused, Unreachable, UsageError
+from minga.timing import PROBE_S, RETRY_S, SESSION_UP_S, STREAM_S
 from minga.transport import rpc
 from minga.transport.forwarder import PortForwarder
 from minga.transport.identity import Secret
 from minga.transport.store import WorkerStore
-from minga.transport.stream import STREAM_S, Message, StreamClosed, dial, receive, send
-
-PROBE_S = 3.0
-RETRY_S = 2.0
-SESSION_UP_S = 60.0
+from minga.transport.stream import Message, StreamClosed, dial, receive, send
 
 Address = tuple[str, int]
 
@@ -123,9 +120,9 @@ class Join:
         """Close the stream."""
         self._stream.close()
 
-    def report_data(self, fingerprint: Message) -> Message:
+    def report_data(self, facts: Message) -> Message:
         """Say which data this worker has; return the session that the ps made."""
-        send(self._stream, {"data": fingerprint})
+        send(self._stream, {"data": facts})
         return self._receive()
 
     def keep(self) -> None:

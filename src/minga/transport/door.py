@@ -15,22 +15,20 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from minga.errors import Hint, UsageError
+from minga.timing import HANDSHAKE_S
 from minga.transport.identity import Identity
 from minga.transport.stream import (
-    HANDSHAKE_S,
     HELLO_LIMIT_BYTES,
     PREAMBLE_BYTES,
     Message,
-    decode_frame,
     encode_frame,
-    frame_length,
+    read_frame,
     read_preamble,
     tune,
 )
 
 WAITING_ROOM = 256
 _BACKLOG = 512
-_PREFIX_BYTES = 4
 _WRONG_TOKEN: Message = {
     "code": "token-wrong",
     "what": "the join token is not this ps's",
@@ -66,8 +64,7 @@ class JoinStream:
     async def receive(self, timeout_s: float, limit: int = HELLO_LIMIT_BYTES) -> Message:
         """Receive one frame. Raises TimeoutError, OSError, EOFError or ValueError."""
         async with asyncio.timeout(timeout_s):
-            prefix = await self._reader.readexactly(_PREFIX_BYTES)
-            return decode_frame(await self._reader.readexactly(frame_length(prefix, limit)))
+            return await read_frame(self._reader, limit)
 
     def close(self) -> None:
         """Close the stream."""

@@ -10,8 +10,8 @@ import ssl
 import threading
 from collections.abc import Callable
 
+from minga.transport.reply_turns import ASK_AGAIN_S, Turn
 from minga.transport.stream import close
-from minga.transport.turn import ASK_AGAIN_S, Turn
 
 _BUFFER_BYTES = 256 * 1024
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import rpc
 from torch.distributed.rendezvous import register_rendezvous_handler
 
+from minga.timing import RPC_JOIN_S
 from minga.transport.stream import Message
 
 PS = "ps"
@@ -32,7 +33,6 @@ Handler = Callable[[Message, Tensors], tuple[Message, Tensors]]
 
 _SCHEME = "minga"
 _THREADS = 4
-_JOIN_S = 30.0
 _LOST_CHECK_S = 0.5
 
 _ALLOWED = {
@@ -70,7 +70,7 @@ def start(name: str, store: dist.Store, *, handler: Handler | None = None) -> No
     _store, _handler = store, handler
     options = rpc.TensorPipeRpcBackendOptions(
         num_worker_threads=_THREADS,
-        rpc_timeout=_JOIN_S,
+        rpc_timeout=RPC_JOIN_S,
         init_method=f"{_SCHEME}://",
         _transports=["uv"],  # one listener on loopback; no shared memory, no 16 more ports
         _channels=["basic"],

@@ -18,11 +18,8 @@ from typing import Any
 
 from torch.distributed import Store
 
+from minga.timing import BEAT_S, SILENCE_S
 from minga.transport.stream import Message, close, receive, send
-
-BEAT_S = 2.0
-SILENCE_S = 10.0
-"""A peer that says nothing for so long is dead."""
 
 _POLL_S = 0.02
 _DEFAULT_WAIT_S = 30.0

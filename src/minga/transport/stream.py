@@ -8,6 +8,7 @@ which TLS state would not survive.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -15,14 +16,12 @@ import ssl
 import struct
 from typing import Any
 
+from minga.timing import HANDSHAKE_S
 from minga.transport.identity import Secret, check_pin, client_context
 
 PREAMBLE_BYTES = 32
 HELLO_LIMIT_BYTES = 4096
 FRAME_LIMIT_BYTES = 64 * 1024 * 1024
-HANDSHAKE_S = 5.0
-STREAM_S = 30.0
-"""For the handshake of a session's stream: its owner proved the token, and may be a busy PC."""
 SESSION_ID_CHARS = 16
 
 _MAGIC = b"minga/1 "
@@ -73,6 +72,12 @@ def decode_frame(body: bytes) -> Message:
     if not isinstance(message, dict):
         raise ValueError("a frame that is not an object")
     return message
+
+
+async def read_frame(reader: asyncio.StreamReader, limit: int = FRAME_LIMIT_BYTES) -> Message:
+    """Receive one frame. Raises EOFError when the peer is gone, ValueError for a bad frame."""
+    length = frame_length(await reader.readexactly(_LENGTH.size), limit)
+    return decode_frame(await reader.readexactly(length))
 
 
 def send(stream: socket.socket, message: Message) -> None:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minga.config import OptimizerConfig
+from minga.algorithm.layout import Entries, Layout, split
 from minga.errors import Hint, UsageError
-from minga.models import PIXEL_MEAN, PIXEL_STD, Entries, Layout, split
+from minga.settings.schema import OptimizerConfig
+from minga.tasks.zoo import PIXEL_MEAN, PIXEL_STD
 
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -48,7 +49,7 @@ class Replica:
     """A model that trains locally; every parameter is a view into one flat vector.
 
     Args:
-        model: as :func:`minga.models.build_model` made it; owned from now on.
+        model: as :func:`minga.tasks.zoo.build_model` made it; owned from now on.
         optimizer: the run's.
         device: where it trains.
 
@@ -113,10 +114,6 @@ class Replica:
         """Set the weights from fp32 [parameters] on any device."""
         self.weights.copy_(weights)
 
-    def cpu_weights(self) -> Tensor:
-        """Return the weights on the CPU: the model's own memory if it is there, else a copy."""
-        return self.weights.cpu()
-
     def buffers(self) -> Tensor:
         """Return a copy of the floating-point buffers, fp32 [buffers], on the CPU."""
         if not self._buffers:
@@ -134,8 +131,8 @@ class Replica:
         self._optimizer.state.clear()
 
     @torch.no_grad()
-    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[int, float, int]:
-        """Return how many are right, the summed cross-entropy, and how many there are.
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[int, float]:
+        """Return the number of correct predictions and the summed cross-entropy.
 
         ``images`` and ``labels`` are as in :meth:`step`; no label smoothing here.
         """
@@ -144,7 +141,7 @@ class Replica:
             outputs = self.model(self._shown(images)).float()
         labels = labels.to(self._device)
         correct = int((outputs.argmax(dim=1) == labels).sum())
-        return correct, float(F.cross_entropy(outputs, labels, reduction="sum")), len(labels)
+        return correct, float(F.cross_entropy(outputs, labels, reduction="sum"))
 
     @torch.no_grad()
     def batch_statistics(self, batches: Iterable[Tensor]) -> Tensor:

@@ -16,27 +16,26 @@ from typing import Any
 
 import torch
 
-from minga import __version__, models
-from minga.config import Settings
+from minga import __version__
 from minga.console import Console
 from minga.data.dataset import open_data
+from minga.data.facts import DataFacts
 from minga.errors import Hint, MingaError, Refused
 from minga.observe.folder import RunFolder, utc_now, write_json
-from minga.options import WorkerOptions
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
+from minga.settings.options import WorkerOptions
+from minga.settings.schema import Settings
+from minga.tasks import zoo
+from minga.timing import KEEP_PREPARING_S, RANK_HELD_S, WORKER_FAREWELL_S
 from minga.transport.dial import Join, Link, NoAnswer, PortTaken, not_a_ps, wait_for_ps
 from minga.transport.identity import Secret
 from minga.transport.stream import Message
+from minga.worker.diagnostics import bad_images, out_of_memory_explained
 from minga.worker.replica import Replica, pick_device
 from minga.worker.trainer import Trainer
-from minga.worker.trouble import bad_images, out_of_memory_explained
 
-_KEEP_S = 3.0
-_HELD_S = 20.0
-"""A rank whose holder just died is held until the ps has noticed: 10 s and a bit."""
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
 _SHOW_S = 10.0
-_FAREWELL_S = 5.0
 _INTERRUPTED = 130
 
 
@@ -64,7 +63,7 @@ class Worker:
         self._leaving = threading.Event()
         self._trainer: Trainer | None = None
         self._terms: Message = {}
-        self._fingerprint: Message = {}
+        self._facts: DataFacts | None = None
         self._console = Console("worker")
         self._started_s = time.monotonic()
         self._shown_s = 0.0
@@ -85,7 +84,7 @@ class Worker:
             except PortTaken:
                 continue
             except NoAnswer as error:
-                self._bear(error, began_s)
+                self._wait_silent(error, began_s)
                 continue
             except (OSError, ConnectionError) as error:
                 if self._leaving.is_set():
@@ -103,7 +102,7 @@ class Worker:
             self._console.line(ps="stopped", waiting_s=self._options.wait_s)
             self._leaving.wait(_BACK_OFF_S[-1])
 
-    def _bear(self, error: NoAnswer, began_s: float) -> None:
+    def _wait_silent(self, error: NoAnswer, began_s: float) -> None:
         """Wait a little for something that does not answer; raise Unreachable after a while."""
         self._silent_since_s = self._silent_since_s or began_s
         left_s = self._options.wait_s - (time.monotonic() - self._silent_since_s)
@@ -133,11 +132,11 @@ class Worker:
             except MingaError as error:
                 with contextlib.suppress(OSError):  # it may have gone as well
                     failed = {"code": error.code, "what": error.what}
-                    link.call({"do": "leave", "failed": failed}, timeout_s=_FAREWELL_S)
+                    link.call({"do": "leave", "failed": failed}, timeout_s=WORKER_FAREWELL_S)
                 raise
 
     def _join(self) -> Message:
-        deadline = time.monotonic() + _HELD_S
+        deadline = time.monotonic() + RANK_HELD_S
         while True:
             try:
                 with Join(self._address, self._secret, self._hello()) as join:
@@ -150,7 +149,8 @@ class Worker:
                     except MingaError as error:
                         join.fail(error)
                         raise
-                    return join.report_data(self._fingerprint)
+                    assert self._facts is not None, "_prepare() opened the data"
+                    return join.report_data(self._facts.to_dict())
             except Refused as error:
                 if error.code != "rank-held" or time.monotonic() > deadline:
                     raise
@@ -200,7 +200,7 @@ class Worker:
             format=options.data_format or settings.data.format,
         )
         data = open_data(data_config, leaving=self._leaving.is_set)
-        self._fingerprint = {**data.fingerprint(), "image_size": data.image_size}
+        self._facts = data.facts
         self._trainer = Trainer(
             settings,
             data,
@@ -224,7 +224,7 @@ class Worker:
         return self._options.batch_size or int(self._terms["settings"]["train"]["batch_size"])
 
     def _replica(self, settings: Settings, classes: int, image_size: int) -> Replica:
-        model = models.build_model(
+        model = zoo.build_model(
             settings.model.name,
             classes,
             image_size,
@@ -240,7 +240,7 @@ class Worker:
 
         def keep() -> None:
             with contextlib.suppress(OSError):
-                while not ready.wait(_KEEP_S):
+                while not ready.wait(KEEP_PREPARING_S):
                     join.keep()
 
         keeper = threading.Thread(target=keep, name="preparing", daemon=True)

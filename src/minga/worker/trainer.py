@@ -12,28 +12,25 @@ from typing import Any
 
 import torch
 
-from minga.config import Settings
 from minga.data.dataset import ImageData
 from minga.data.leases import Lease
 from minga.data.loader import BatchLoader, Segment, evaluation_batches
 from minga.protocol import DONE, STOPPED, WAIT, Work
+from minga.settings.schema import Settings
+from minga.timing import CALL_S, REPORT_S
 from minga.transport.dial import Link
 from minga.transport.rpc import Call, Tensors
 from minga.transport.stream import Message
+from minga.worker.diagnostics import SPOILT, Warnings
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
-from minga.worker.trouble import SPOILT, Warnings
 
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
 _OF_THE_PUSH_BEFORE = ("wait_s", "exchange_s", "overhead_s", "encode_cpu_s", "bytes_in")
 """What a push cannot know of itself."""
-_CALL_S = 300.0
-"""A slow link may take so long; a dead peer is known in seconds, by its heartbeat."""
 _READ_S = 120.0
-_REPORT_S = 5.0
-"""A worker that trains or judges says so this often, so that its leases last on."""
 
 
 @dataclass(slots=True)
@@ -113,7 +110,7 @@ class Trainer:
         self._settings = settings
         self.data = data
         self._replica = replica()
-        self._judge = replica()
+        self._evaluator = replica()
         self._leaving = leaving
         self._progress = progress
         self._batch_size = batch_size
@@ -131,15 +128,15 @@ class Trainer:
         self._outstanding: _Push | None = None
         self._report: Call | None = None
         self._reported_s = 0.0
-        self._report_every_s = min(_REPORT_S, settings.ledger.lease_s / 3)
+        self._report_every_s = min(REPORT_S, settings.ledger.lease_s / 3)
         self._next_buffers: torch.Tensor | None = None
         self._version = 0
         self._sequence = 0
         self._last = dict.fromkeys(_OF_THE_PUSH_BEFORE, 0.0)
         """Of the push before: told along with the next one."""
         self._work = Work(task=WAIT)
-        self._judging: deque[Lease] = deque()
-        self._judged_snapshot = 0
+        self._evaluating: deque[Lease] = deque()
+        self._evaluated_snapshot = 0
         self._snapshot: tuple[int, Call] | None = None
         """Weights to judge that are on their way, beside training, and their number."""
         self._warnings = Warnings()
@@ -155,19 +152,19 @@ class Trainer:
             if self._leaving.is_set() or self._work.task in (DONE, STOPPED):
                 if self._outstanding is not None:
                     self._settle(link, self._outstanding)
-                link.call({"do": "leave"}, timeout_s=_CALL_S)
+                link.call({"do": "leave"}, timeout_s=CALL_S)
                 return "left" if self._leaving.is_set() else self._work.task
-            if self._judging and self._snapshot_is_here(link):
-                self._judge_lease(link, self._judging.popleft())
+            if self._evaluating and self._snapshot_is_here(link):
+                self._evaluate_lease(link, self._evaluating.popleft())
             elif self._loader.pending():
                 self._train_window(link)
             elif self._outstanding is not None:
                 self._settle(link, self._outstanding)
-            elif self._judging:
+            elif self._evaluating:
                 self._snapshot_is_here(link, wait=True)
             else:
                 self._leaving.wait(_IDLE_S)
-                self._take(link.call({"do": "work"}, timeout_s=_CALL_S)[0])
+                self._take(link.call({"do": "work"}, timeout_s=CALL_S)[0])
 
     def close(self) -> None:
         """Stop the threads."""
@@ -180,8 +177,8 @@ class Trainer:
         """Start from the ps's weights; nothing of an earlier session is kept."""
         self.totals.joins += 1
         self._loader.clear()
-        self._judging.clear()
-        self._judged_snapshot, self._snapshot = 0, None
+        self._evaluating.clear()
+        self._evaluated_snapshot, self._snapshot = 0, None
         if self._outstanding is not None:
             self._outstanding.sending.exception()  # waits: it reads what is set anew here
         self._outstanding = self._report = None
@@ -189,7 +186,7 @@ class Trainer:
         self._pull(link)
 
     def _pull(self, link: Link) -> None:
-        answer, (weights, buffers) = link.call({"do": "weights"}, timeout_s=_CALL_S)
+        answer, (weights, buffers) = link.call({"do": "weights"}, timeout_s=CALL_S)
         self.totals.bytes_in += weights.nbytes + buffers.nbytes
         self._exchange.restart(weights)
         self._replica.load(weights, buffers)
@@ -205,7 +202,7 @@ class Trainer:
             if lease.kind == "train":
                 self._loader.add(lease)
             else:
-                self._judging.append(lease)
+                self._evaluating.append(lease)
 
     def _train_window(self, link: Link) -> None:
         """Take H local steps, while the last push may still be in flight; then push."""
@@ -221,7 +218,7 @@ class Trainer:
                 step_loss = self._replica.step(batch.images, batch.labels, self._work.lr)
                 window.losses.append(step_loss)
                 window.segments.extend(batch.segments)
-                self._say_that_it_goes_on(link)
+                self._send_keepalive(link)
             elif self._outstanding is None:
                 break
             elif not self._keep_up(link, window, wait=True):  # its answer may bring leases
@@ -246,13 +243,13 @@ class Trainer:
             self._loader.put_back(window.segments)
         return applied
 
-    def _say_that_it_goes_on(self, link: Link) -> None:
+    def _send_keepalive(self, link: Link) -> None:
         """Keep the leases of a PC that is slower than they last; it does not wait for an answer."""
         now_s = time.monotonic()
         due = now_s - self._reported_s >= self._report_every_s
         if due and (self._report is None or self._report.done):
             self._reported_s = now_s
-            self._report = link.start({"do": "progress"}, timeout_s=_CALL_S)
+            self._report = link.start({"do": "progress"}, timeout_s=CALL_S)
 
     def _push(self, link: Link, window: _Window) -> None:
         loss = float(torch.stack(window.losses).mean())  # waits for the device
@@ -292,7 +289,7 @@ class Trainer:
         started_s = time.thread_time()
         payload = self._exchange.encode()
         self._last["encode_cpu_s"] = time.thread_time() - started_s
-        return link.start(message, (payload, buffers), timeout_s=_CALL_S)
+        return link.start(message, (payload, buffers), timeout_s=CALL_S)
 
     def _settle(self, link: Link, push: _Push) -> bool:
         """Wait for a push's answer and go on from it; return whether it was applied."""
@@ -329,24 +326,24 @@ class Trainer:
     def _snapshot_is_here(self, link: Link, *, wait: bool = False) -> bool:
         """Return whether the weights to judge are here; have them sent, once, if they are not."""
         wanted = self._work.snapshot
-        if self._judged_snapshot == wanted:
+        if self._evaluated_snapshot == wanted:
             return True
         if self._snapshot is None or self._snapshot[0] != wanted:
             asked = {"do": "snapshot", "weights": True}
-            self._snapshot = wanted, link.start(asked, timeout_s=_CALL_S)
+            self._snapshot = wanted, link.start(asked, timeout_s=CALL_S)
         call = self._snapshot[1]
         if not (wait or call.done):
             return False
         _, (weights, buffers) = call.result()
-        self._judge.load(weights, buffers)
-        self._judged_snapshot, self._snapshot = wanted, None
+        self._evaluator.load(weights, buffers)
+        self._evaluated_snapshot, self._snapshot = wanted, None
         return True
 
-    def _judge_lease(self, link: Link, lease: Lease) -> None:
+    def _evaluate_lease(self, link: Link, lease: Lease) -> None:
         """Do one lease of a validation on the ps's frozen snapshot."""
         asked = {"do": "snapshot", "weights": False}  # the buffers change between two phases
-        _, (_, buffers) = link.call(asked, timeout_s=_CALL_S)
-        self._judge.set_buffers(buffers)
+        _, (_, buffers) = link.call(asked, timeout_s=CALL_S)
+        self._evaluator.set_buffers(buffers)
         message: dict[str, Any] = {
             "do": "result",
             "kind": lease.kind,
@@ -363,18 +360,18 @@ class Trainer:
         )
         vector: tuple[torch.Tensor, ...] = ()
         if lease.kind == "calibrate":
-            vector = (self._judge.batch_statistics(images for images, _ in batches),)
+            vector = (self._evaluator.batch_statistics(images for images, _ in batches),)
         else:
             correct, loss_sum = 0, 0.0
             for images, labels in batches:
-                right, loss, _ = self._judge.evaluate(images, labels)
+                right, loss = self._evaluator.evaluate(images, labels)
                 correct, loss_sum = correct + right, loss_sum + loss
             message.update(correct=correct, loss_sum=loss_sum)
             self.totals.evaluated += lease.stop - lease.start
-        self._take(link.call(message, vector, timeout_s=_CALL_S)[0])
+        self._take(link.call(message, vector, timeout_s=CALL_S)[0])
 
     def _reporting(self, link: Link, batches: Iterator[_Images]) -> Iterator[_Images]:
         """Pass batches on, and say now and then that the work goes on."""
         for batch in batches:
-            self._say_that_it_goes_on(link)
+            self._send_keepalive(link)
             yield batch

@@ -53,20 +53,20 @@ def _on_the_way(chosen: list[str]) -> None:
 
 
 def _take_everything() -> None:
-    from minga.ps.accounts import Accounts
+    from minga.ps.bookkeeper import Bookkeeper
     from minga.ps.ledger import Ledger
 
     class Forgetful(dict[str, int]):
         def get(self, *_: object) -> int:
             return 0
 
-    prepare = Accounts.__init__
+    prepare = Bookkeeper.__init__
 
-    def prepare_forgetful(self: Accounts, *arguments: Any, **named: Any) -> None:
+    def prepare_forgetful(self: Bookkeeper, *arguments: Any, **named: Any) -> None:
         prepare(self, *arguments, **named)
         self.last_sequence = Forgetful()
 
-    Accounts.__init__ = prepare_forgetful
+    Bookkeeper.__init__ = prepare_forgetful
     Ledger.objection = lambda *_: None
     count = Ledger.count
 

@@ -74,7 +74,7 @@ def install_ps_points() -> None:
     """Points of the ps: of a session's process, and of the coordinator."""
     from minga.algorithm.codec import CHUNK
     from minga.ps import checkpoint
-    from minga.ps.accounts import Accounts
+    from minga.ps.bookkeeper import Bookkeeper
     from minga.ps.coordinator import Coordinator
     from minga.ps.evaluation import Evaluation
     from minga.ps.parameters import SharedParameters
@@ -90,8 +90,8 @@ def install_ps_points() -> None:
         if far(parameters, start):
             reach("session-in-reply")
 
-    def on_settle(accounts: Accounts, handle: Any, *_: Any) -> None:
-        if handle.pending is not None and accounts.ledger.counted:
+    def on_settle(bookkeeper: Bookkeeper, handle: Any, *_: Any) -> None:
+        if handle.pending is not None and bookkeeper.ledger.counted:
             reach("ps-in-epoch")  # applied, and not counted yet
 
     def on_sync(*_: Any) -> None:
@@ -100,7 +100,7 @@ def install_ps_points() -> None:
 
     around(SharedParameters, "_renew_weights", before=on_renew)
     around(SharedParameters, "ahead", before=on_reply)
-    around(Accounts, "settle", before=on_settle)
+    around(Bookkeeper, "settle", before=on_settle)
     around(checkpoint.os, "fsync", before=on_sync)
     around(Evaluation, "take", before=lambda *_: reach("ps-in-validation"))
     around(Coordinator, "_known_sequence", before=lambda *_: reach("ps-in-join"))

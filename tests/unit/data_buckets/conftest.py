@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from buckets import KINDS, NAMES, Service, service, use
-from minga.config import DataConfig
 from minga.data import fetching
 from minga.data.dataset import open_data
 from minga.data.shards import write_shards
+from minga.settings.schema import DataConfig
 
 
 @pytest.fixture(scope="module")

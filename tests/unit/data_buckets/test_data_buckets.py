@@ -15,10 +15,10 @@ import pytest
 
 from buckets import NAMES, SHARDS, Service, kept, opened, refused, same, sizes, total
 from cluster.harness import wait_until
-from minga.config import DataConfig
 from minga.data import cache, fetching
 from minga.data.dataset import open_data
 from minga.data.shards import CLASSES, MANIFEST
+from minga.settings.schema import DataConfig
 
 # -- what an address means
 
@@ -144,7 +144,7 @@ def test_two_processes_fetch_each_shard_once_between_them(
 
     assert sum(there.tap.shards().values()) == total(shards)
     for log in logs:
-        assert log.read_text().splitlines()[-4:-2] == ["train            23", "val              7"]
+        assert log.read_text().splitlines()[-5:-3] == ["train            23", "val              7"]
 
 
 def test_another_worker_that_fetches_nothing_is_not_waited_for_without_end(

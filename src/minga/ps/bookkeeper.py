@@ -1,30 +1,30 @@
-"""What sessions ask and report: admission of pushes, counting, leases, the next work.
+"""The books of a run: admission of pushes, counting, leases, the next work.
 
-One event loop owns all of it, so there are no locks. No tensor passes through here.
+One event loop owns them, so there are no locks. No tensor passes through here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minga.algorithm import localsgd
 from minga.algorithm.pacing import balance, explain, worth_a_change
-from minga.config import Mode
 from minga.observe.events import EventLog
 from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
 from minga.ps.evaluation import Evaluation
-from minga.ps.facts import Plan
 from minga.ps.health import Health
 from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
 from minga.ps.parameters import SharedParameters
-from minga.ps.pushes import pace_of, round_s, spans_of
+from minga.ps.pushes import record_push, round_s, spans_of
 from minga.ps.rounds import Rounds
+from minga.ps.run_plan import Plan
 from minga.ps.sessions import Handle, Pending
+from minga.settings.schema import Mode
 from minga.transport.stream import Message
 
 ASYNC: Mode = "async"
@@ -32,7 +32,7 @@ _COSTS = ("session_cpu_s", "apply_cpu_s", "reply_cpu_s")
 _LEASED_WINDOWS = 2
 
 
-class Accounts:
+class Bookkeeper:
     """The run's books: ledger, journal, members, schedule, last push of each worker process.
 
     Attributes:
@@ -76,8 +76,23 @@ class Accounts:
         self.last_push = 0
         self.rounds = Rounds()
 
-    async def hear(self, handle: Handle, asked: Message) -> Message:
-        """Answer a session's question; whether a round is over is waited for, a second at most."""
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the books (plain types only)."""
+        return {
+            "ledger": self.ledger.state(),
+            "last_sequence": dict(self.last_sequence),
+            "last_push": self.last_push,
+            "journal_lines": self.journal.lines,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave; the journal is cut by its owner."""
+        self.ledger.restore(state["ledger"])
+        self.last_sequence = dict(state["last_sequence"])
+        self.last_push = int(state["last_push"])
+
+    async def answer_async(self, handle: Handle, asked: Message) -> Message:
+        """Answer a session's request; wait for a round to close, at most one second."""
         if asked["do"] != "round":
             return self.answer(handle, asked)
         member = handle.member
@@ -87,7 +102,7 @@ class Accounts:
         return {"closed": closed, **(self.work(member) if closed else {})}
 
     def answer(self, handle: Handle, asked: Message) -> Message:
-        """Answer a session's question. Raises ValueError on one that there is not."""
+        """Answer a session's request. Raises ValueError for an unknown request."""
         member = handle.member
         member.heard_s = time.monotonic()
         match asked["do"]:
@@ -145,7 +160,8 @@ class Accounts:
             }
         )
         member.totals.session_cpu_s += float(facts.get("session_cpu_s", 0.0))
-        self._score(member, message, samples, staleness)
+        batch_size = member.batch_size or self.plan.settings.train.batch_size
+        record_push(member, message, samples, staleness, batch_size)
         self.events.write(
             "push",
             worker=member.name,
@@ -165,10 +181,10 @@ class Accounts:
             encode_cpu_s=message.get("encode_cpu_s"),
             **{name: facts.get(name) for name in _COSTS},
         )
-        self._judge(member, finite=math.isfinite(message.get("loss") or 0.0))
+        self._note_finite(member, finite=math.isfinite(message.get("loss") or 0.0))
         self.progressed()
 
-    def part_with(self, handle: Handle) -> None:
+    def on_session_end(self, handle: Handle) -> None:
         """A session ended: settle what it left, give back what it held."""
         member = handle.member
         self.parameters.repair()
@@ -297,10 +313,10 @@ class Accounts:
             samples=sum(span.stop - span.start for span in spans),
         )
         if reason == localsgd.NON_FINITE:
-            self._judge(member, finite=False)
+            self._note_finite(member, finite=False)
         return {"verdict": "refused", "reason": reason, **self.work(member)}
 
-    def _judge(self, member: Member, *, finite: bool) -> None:
+    def _note_finite(self, member: Member, *, finite: bool) -> None:
         if finite:
             self.health.good(member.rank)
             return
@@ -356,27 +372,6 @@ class Accounts:
             start=message["start"],
             stop=message["stop"],
         )
-
-    def _score(self, member: Member, message: Message, samples: int, staleness: int) -> None:
-        totals = member.totals
-        totals.samples += samples
-        totals.pushes += 1
-        totals.staleness_sum += staleness
-        totals.staleness_max = max(totals.staleness_max, staleness)
-        totals.bytes_in += int(message.get("bytes_out", 0))
-        totals.bytes_out += int(message.get("bytes_in", 0))
-        compute_s, wait_s = float(message.get("compute_s", 0)), float(message.get("wait_s", 0))
-        totals.compute_s += compute_s
-        totals.wait_s += wait_s
-        member.window_s = compute_s + wait_s
-        batch_size = member.batch_size or self.plan.settings.train.batch_size
-        if (pace := pace_of(message, batch_size)) is not None:
-            member.paces.add(pace)
-        loss = message.get("loss")
-        member.last_loss = float(loss) if loss is not None and math.isfinite(loss) else None
-        if member.window_s > 0:
-            rate = samples / member.window_s
-            member.rate = rate if not member.rate else 0.8 * member.rate + 0.2 * rate
 
     def _tell(self, kind: str, member: Member, asked: Message) -> None:
         facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}

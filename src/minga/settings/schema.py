@@ -2,7 +2,7 @@
 
 The ps resolves one :class:`Settings` (defaults < ``train.yaml`` < environment < flags) and
 hands it to every worker that joins, so no PC but the ps's needs a file edited. What one value
-may be stands in its annotation; :mod:`minga.config_fields` reads it there.
+may be stands in its annotation; :mod:`minga.settings.fields` reads it there.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from itertools import pairwise
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from minga.config import Rule, Settings
+from minga.settings.schema import Rule, Settings
 
 NONE = "none"
 """How "off" is written in flags, variables and YAML."""
@@ -70,7 +70,7 @@ class SettingField:
 
 @cache
 def setting_fields() -> dict[str, SettingField]:
-    """Return every setting by its key, in the order of :class:`minga.config.Settings`."""
+    """Return every setting by its key, in the order of :class:`minga.settings.schema.Settings`."""
     fields = {}
     for section, config in get_type_hints(Settings).items():
         meanings = attribute_docs(config)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minga import models
+from minga.algorithm.layout import Layout
 from minga.data.dataset import ImageData
+from minga.tasks import zoo
 
 _SLICES = 16
 """A step changes one of so many parts of the weights: few bytes, yet all of them in the end."""
@@ -58,8 +59,8 @@ class Replica:
     """In place of :class:`minga.worker.replica.Replica`: same vectors, no network."""
 
     def __init__(self, subject: Subject, step_s: float) -> None:
-        model = models.build_model(subject.model, subject.classes, subject.image_size, seed=0)
-        self.weights, self._buffers = models.Layout(model).flatten(model.state_dict())
+        model = zoo.build_model(subject.model, subject.classes, subject.image_size, seed=0)
+        self.weights, self._buffers = Layout(model).flatten(model.state_dict())
         assert self.weights.numel() == subject.parameters, self.weights.numel()
         self._device = Device(step_s)
         size = -(-self.weights.numel() // _SLICES)

@@ -9,9 +9,9 @@ from typing import get_type_hints
 
 from cyclopts import Parameter
 
-from minga.config_fields import attribute_docs, setting_fields
 from minga.errors import Hint, UsageError
-from minga.options import PsOptions, WorkerOptions
+from minga.settings.fields import attribute_docs, setting_fields
+from minga.settings.options import PsOptions, WorkerOptions
 
 PREFIX = "MINGA_"
 

@@ -14,9 +14,9 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from minga.config import DataFormat
-from minga.config_fields import NONE
 from minga.protocol import DEFAULT_PORT
+from minga.settings.fields import NONE
+from minga.settings.schema import DataFormat
 
 _Kind = TypeVar("_Kind", str, Path)
 

@@ -13,13 +13,13 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from minga.transport import turn as turns
+from minga.transport import reply_turns as turns
 from minga.transport.forwarder import forward
-from minga.transport.turn import Turn
+from minga.transport.reply_turns import Turn
 
 HOLDER = """
 import sys, time
-from minga.transport.turn import Turn
+from minga.transport.reply_turns import Turn
 turn = Turn(int(sys.argv[1]), 1)
 print(turn.mine(), flush=True)
 sys.stdin.readline()
@@ -91,7 +91,7 @@ def test_a_slow_link_gives_the_turn_up_and_goes_on(
     assert turn.mine()
     monkeypatch.setattr(turns, "HOLD_S", 0.0)
     assert turn.mine()
-    ask = f"import sys; from minga.transport.turn import Turn; print(Turn({descriptor}, 1).mine())"
+    ask = f"from minga.transport.reply_turns import Turn; print(Turn({descriptor}, 1).mine())"
     with Popen(
         [sys.executable, "-c", ask],
         stdout=PIPE,

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from minga.console import results
-from minga.deploy.image import ROOT
+from minga.deploy.paths import ROOT
 
 _WIDTH = 200
 

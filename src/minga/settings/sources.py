@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 
-from minga.config import MODE_IMPLIES, Settings
-from minga.config_fields import NONE, SettingField, setting_fields
-from minga.environment import (
+from minga.errors import Hint, UsageError
+from minga.settings.environment import (
     GUIDE_SETTINGS,
     USE_WEBDATASET,
     check_variables,
     did_you_mean,
     webdataset_wanted,
 )
-from minga.errors import Hint, UsageError
+from minga.settings.fields import NONE, SettingField, setting_fields
+from minga.settings.schema import MODE_IMPLIES, Settings
 
 _SEE_ALL = Hint("what is there?", "minga ps --help")
 _YAML_NULL = "tag:yaml.org,2002:null"

@@ -1,20 +1,19 @@
-"""Networks by name, their first layers for small images, and their flat layout.
+"""Networks by name, and their first layers (stems) for small images.
 
-Any torchvision classification model, and ``small-cnn`` for tests and the demo. On the wire and in
-shared memory a model is two flat fp32 vectors: parameters, and floating-point buffers (BatchNorm
-statistics), each in the model's own order.
+Any torchvision classification model, and ``small-cnn`` for tests and the demo.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision  # type: ignore[import-untyped]  # it ships no types
-from torch import Tensor, nn
+from torch import nn
 
+from minga.algorithm.layout import count_values
 from minga.errors import Hint, UsageError
 
 SMALL_IMAGE = 64
@@ -22,8 +21,6 @@ SMALL_IMAGE = 64
 SMALL_CNN = "small-cnn"
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.27
 """Every channel is shown as ``(value / 255 - mean) / std``."""
-
-Entries: TypeAlias = list[tuple[str, torch.Size]]
 
 
 def build_model(
@@ -73,38 +70,6 @@ def stock_stem(name: str, stem: str, image_size: int) -> bool:
     return stem == "stock"
 
 
-class Layout:
-    """Where each tensor of a model is in its two flat vectors.
-
-    Args:
-        model: gives names, shapes and the values of what does not travel (integer buffers).
-
-    Attributes:
-        parameters: name and shape of each parameter, in order.
-        buffers: the same of each floating-point buffer.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [(name, each.shape) for name, each in model.named_parameters()]
-        rest = _rest(model)
-        self.buffers = [
-            (name, each.shape) for name, each in rest.items() if each.is_floating_point()
-        ]
-        self._constants = {
-            name: each.cpu().clone() for name, each in rest.items() if not each.is_floating_point()
-        }
-
-    def flatten(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return ``(weights, buffers)`` of a state dict: flat fp32 copies on the CPU."""
-        return _flat(state, self.parameters), _flat(state, self.buffers)
-
-    def state_dict(self, weights: Tensor, buffers: Tensor) -> dict[str, Tensor]:
-        """Return a state dict with its own memory; it loads into the model as it was built."""
-        travelling = [*split(weights, self.parameters), *split(buffers, self.buffers)]
-        state = {name: part.clone() for name, part in travelling}
-        return state | {name: each.clone() for name, each in self._constants.items()}
-
-
 def sizes(name: str, classes: int, image_size: int) -> tuple[int, int]:
     """Return how many values of a model travel: parameters, and floating-point buffers.
 
@@ -116,26 +81,7 @@ def sizes(name: str, classes: int, image_size: int) -> tuple[int, int]:
             model = build_model(name, classes, image_size, seed=0)
     except NotImplementedError:  # a few compute their shapes with tensors
         model = build_model(name, classes, image_size, seed=0)
-    buffers = [each for each in _rest(model).values() if each.is_floating_point()]
-    return sum(map(torch.numel, model.parameters())), sum(map(torch.numel, buffers))
-
-
-def _rest(model: nn.Module) -> dict[str, Tensor]:
-    """Return what of a state dict is no parameter."""
-    own = {name for name, _ in model.named_parameters()}
-    return {name: each for name, each in model.state_dict().items() if name not in own}
-
-
-def split(flat: Tensor, entries: Entries) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and view of each tensor of a flat vector."""
-    parts = flat.split([shape.numel() for _, shape in entries]) if entries else ()
-    for (name, shape), part in zip(entries, parts, strict=True):
-        yield name, part.view(shape)
-
-
-def _flat(state: Mapping[str, Tensor], entries: Entries) -> Tensor:
-    parts = [state[name].detach().reshape(-1).cpu().float() for name, _ in entries]
-    return torch.cat(parts) if parts else torch.empty(0)
+    return count_values(model)
 
 
 def _torchvision_model(name: str, classes: int, image_size: int) -> nn.Module:

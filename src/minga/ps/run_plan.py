@@ -1,37 +1,15 @@
-"""What a run is about: the data that its workers have, its length, its learning rate."""
+"""The plan of a run: its data, length, leases and learning rate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from minga.algorithm import localsgd
-from minga.config import Settings
-from minga.transport.stream import Message
+from minga.data.facts import DataFacts
+from minga.settings.schema import Settings
 
 _CHUNKS_PER_EPOCH = 100
 _BATCHES_PER_CHUNK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What the first worker said of the data; every other must say the same."""
-
-    train: int
-    val: int
-    classes: int
-    class_hash: str
-    image_size: int
-
-    @classmethod
-    def from_message(cls, message: Message) -> DataFacts:
-        """Read a worker's report. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            train=int(message["train"]),
-            val=int(message["val"]),
-            classes=int(message["classes"]),
-            class_hash=str(message["class_hash"]),
-            image_size=int(message["image_size"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Settings of a run and options of a process: schema, fields, sources, environment."""
