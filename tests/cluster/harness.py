@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from minga.ps.journal import Audit, audit
+from minga.ps.audit import Audit, audit
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.stream import close

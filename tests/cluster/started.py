@@ -14,7 +14,7 @@ import yaml
 
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc
-from minga.ps.journal import Audit, audit
+from minga.ps.audit import Audit, audit
 from support import ROOT
 
 EPOCHS = 6

@@ -15,7 +15,7 @@ from cluster.harness import Cluster, Gate, cluster
 from minga.data.dataset import open_data
 from minga.data.leases import permutation
 from minga.ps import checkpoint
-from minga.ps.journal import audit
+from minga.ps.audit import audit
 from minga.settings.schema import DataConfig
 from minga.tasks import zoo
 

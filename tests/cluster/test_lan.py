@@ -16,7 +16,7 @@ from cluster.harness import sessions, wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import EPOCHS, StartedLan
 from minga.data.generated import generate
-from minga.ps.journal import audit
+from minga.ps.audit import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
 

@@ -18,7 +18,7 @@ import pytest
 from drills.training import TRAIN, Faulty, complete, died, kill_and_restart, start
 
 from cluster.harness import Cluster, cluster, wait_until
-from minga.ps.journal import audit
+from minga.ps.audit import audit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -19,7 +19,7 @@ from lan.shell import wait_for
 from lan.virtual import VirtualLan
 
 from buckets import BUCKET, Tap, service, sizes
-from minga.ps.journal import audit
+from minga.ps.audit import audit
 
 pytestmark = [pytest.mark.lan, pytest.mark.long, pytest.mark.timeout(1500)]
 

@@ -31,7 +31,7 @@ from lan.pc import PcSpec, VirtualPc
 from lan.shell import wait_for
 from lan.virtual import VirtualLan
 
-from minga.ps.journal import audit
+from minga.ps.audit import audit
 from support import ROOT
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from minga.data.leases import ids_crc, permutation
-from minga.ps.journal import Journal, audit
+from minga.ps.audit import audit
+from minga.ps.journal import Journal
 
 SAMPLES, EPOCHS, SEED = 50, 2, 3
 

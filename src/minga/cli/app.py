@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from minga import __version__
-from minga.cli import checkpoints, config, data, plan, roles
+from minga.cli import audit, checkpoints, config, data, plan, roles
 
 
 def build_app() -> App:
@@ -27,6 +27,7 @@ def build_app() -> App:
     app.command(data.app)
     app.command(checkpoints.evaluate, name="eval", sort_key=5)
     app.command(checkpoints.export, sort_key=6)
+    app.command(audit.audit, sort_key=7)
     app.command(config.app)
     app.command(plan.plan, sort_key=8)
     return app
