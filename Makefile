@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CI),--no-cache-dir)
+PIP    := $(BIN)/pip install --disable-pip-version-check $(if $(CI),--no-cache-dir --quiet)
 
 # The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), ASK_PASS=1 (sudo's password), DATASET=folder,
 # RUN=id, NEW=1, TAIL=lines; FORCE=1 (another's turn, uncollected results), KEEP_DOCKER=1 (purge)
@@ -22,7 +22,7 @@ export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Create .venv with all that minga needs (a second run reuses it)
+setup: $(STAMP) $(if $(DEV),.venv/.minga-dev) ## Create .venv with what a user needs; DEV=1: with tests and lints, too
 
 # PIP_CONSTRAINT, not -c: it also replaces a constraint in the PC's own pip configuration.
 $(STAMP): pyproject.toml constraints.txt
@@ -30,15 +30,18 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "minga needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "  another one?   make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
-	  echo "$(PYTHON) lacks venv; on Debian and Ubuntu:   sudo apt install python3-venv" >&2; exit 2; }
-	@echo "Installing minga into .venv (torch alone is some gigabytes: minutes)"
+	  echo "$(PYTHON) has no venv; on Debian and Ubuntu:   sudo apt install python3-venv" >&2; exit 2; }
+	@echo "Installing PyTorch into .venv: some gigabytes, minutes"
 	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(PIP) torch torchvision
+	@echo "Installing minga"
+	PIP_CONSTRAINT=constraints.txt $(PIP) --quiet --editable .
 	@touch $@
 
-# What only some verbs need: .venv/.minga-deploy stands for .[deploy].
+# Extras of pyproject.toml: .venv/.minga-deploy stands for .[deploy].
 .venv/.minga-%: $(STAMP)
-	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[$*]'
+	@echo "Installing what 'make $(firstword $(MAKECMDGOALS))' needs ($*)"
+	PIP_CONSTRAINT=constraints.txt $(PIP) --quiet --editable '.[$*]'
 	@touch $@
 
 demo: setup ## Train on this PC: ps + 2 workers, real digits, under a minute
@@ -47,10 +50,10 @@ demo: setup ## Train on this PC: ps + 2 workers, real digits, under a minute
 plan: setup ## Predict what 4 to 64 PCs do for ImageNet; ARGS='--pcs 8x1000' for others
 	@$(BIN)/minga plan $(ARGS)
 
-test: setup lint ## Run every check that needs no other PC
+test: .venv/.minga-dev lint ## Run every check that needs no other PC
 	$(BIN)/pytest tests --ignore=tests/lan --ignore=tests/drills
 
-lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
+lint: .venv/.minga-dev .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
@@ -92,13 +95,13 @@ collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into
 purge: .venv/.minga-deploy ## Take away from every PC what deploy added, and nothing else
 	@$(WORK) ansible/purge.yml
 
-lan-test: setup .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
+lan-test: .venv/.minga-dev .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m "lan and not long"
 
-lan-test-long: setup .venv/.minga-deploy ## What lan-test has no time for: a GPU, a bucket, the virtual LAN's own tests
+lan-test-long: .venv/.minga-dev .venv/.minga-deploy ## What lan-test has no time for: a GPU, a bucket, the virtual LAN's own tests
 	$(BIN)/pytest tests/lan -m "lan and long"
 
-drills: setup ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
+drills: .venv/.minga-dev ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
 	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done
 
 bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)

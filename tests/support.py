@@ -7,13 +7,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 """The project's folder."""
 
 RunMinga = Callable[..., subprocess.CompletedProcess[str]]
 """The fixture ``run_minga``."""
+
+
+def needs(*distributions: str) -> None:
+    """Skip the test, or the module, that calls this where a distribution is not installed.
+
+    Asked by its metadata: the project's own folders `ansible` and `docker` can be imported, too.
+    """
+    for name in distributions:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"needs {name}: make lint installs it", allow_module_level=True)
 
 
 def copy_project(folder: Path) -> Path:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from minga.settings.environment import known_variables
-from support import ROOT, play
+from support import ROOT, needs, play
 
-pytest.importorskip("ansible", reason="make lint installs it")
+needs("ansible")
 
 PLAYBOOKS = sorted((ROOT / "ansible").glob("*.yml"))
 HERE = Path(__file__).parent

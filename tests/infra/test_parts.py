@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from lan.shell import wait_for
 
-from support import ROOT, play
+from support import ROOT, needs, play
 
 LOAD = ROOT / "ansible" / "roles" / "image" / "files" / "load.sh"
 SPLIT = ROOT / "docker" / "split.py"
@@ -197,7 +197,7 @@ _REMOVABLE = """
 
 
 def test_a_step_back_to_older_code_keeps_its_image(tmp_path: Path) -> None:
-    pytest.importorskip("ansible", reason="make lint installs it")
+    needs("ansible")
     playbook, inventory = tmp_path / "ask.yml", tmp_path / "lan.ini"
     defaults = ROOT / "ansible" / "roles" / "image" / "defaults" / "main.yml"
     playbook.write_text(_REMOVABLE.replace("DEFAULTS", str(defaults)))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ansible", reason="make lint installs it")
+from support import ROOT, needs, play
 
-from support import ROOT, play
+needs("ansible")
 
 pytestmark = pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this PC")
 

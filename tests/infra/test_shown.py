@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("docker", reason="make lint installs it")
-
-from minga.deploy import check, image, status
+from minga.deploy import check, paths, status
 from minga.errors import Unreachable
 
 # -- status
@@ -44,7 +42,7 @@ def _answers(**pc: object) -> dict[str, object]:
 def test_the_check_shows_rows_and_commands_and_names_who_is_not_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(image, "STAGED", tmp_path)
+    monkeypatch.setattr(paths, "STAGED", tmp_path)
     answers = _answers(ssh={"stdout": "python=Python 3.13.5\n"})
     monkeypatch.setattr(check, "read_answers", lambda _: answers)
     with pytest.raises(Unreachable, match=r"^not ready: b$"):
@@ -63,15 +61,15 @@ def test_a_data_folder_is_compared_with_the_pack_and_with_what_was_packed() -> N
     pack, images = ({"files": count, "size_bytes": 9, "digest": "d"} for count in (5, 110))
     answers = {**_answers(), "here": {"machine": "x86_64", "data": {"flowers": pack}}}
     for said, wanted in ((images, {"flowers": images}), (None, {}), ({}, {})):
-        found = check._wanted({**answers, "images": said}, image.STAGED)
+        found = check._wanted({**answers, "images": said}, paths.STAGED)
         assert (found.data, found.images) == ({"flowers": pack}, wanted)
-    assert check._wanted(answers, image.STAGED).images == {}
+    assert check._wanted(answers, paths.STAGED).images == {}
 
 
 def test_deploy_is_told_what_it_cannot_mend_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(image, "STAGED", tmp_path)
+    monkeypatch.setattr(paths, "STAGED", tmp_path)
     answers = _answers(ssh={"stdout": "python=Python 3.6\n"})
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(answers)))
     check.require()

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("ansible", reason="make lint installs it")
-
 from unit.test_data_shards import TRAIN, VAL, folders
 
 from minga.data.dataset import open_data
@@ -16,6 +13,9 @@ from minga.deploy import packing
 from minga.deploy.inventory import names_by_address, workers_of
 from minga.deploy.packing import config_of, pays, sent_to_any
 from minga.errors import DataError
+from support import needs
+
+needs("ansible")
 
 SENT = "[ps]\na\n[workers]\na data_folder=/mnt/x\nb\n"
 OWN = "[ps]\na\n[workers]\na\nb\n[workers:vars]\ndata_folder=/mnt/x\n"

@@ -10,8 +10,9 @@ import pytest
 from minga.deploy import play
 from minga.deploy.play import Ending, Outcome, judge
 from minga.errors import Refused
+from support import needs
 
-pytest.importorskip("ansible", reason="make lint installs it")
+needs("ansible")
 
 DONE = Ending("desk-a", "done", "")
 OFF = Ending("desk-b", "unreachable", "No route to host")

@@ -106,17 +106,35 @@ def test_make_setup_installs_once_with_the_pins_and_again_when_they_change(
 ) -> None:
     log = makefile_copy / "pip.log"
 
-    def setup() -> int:
-        ended = _run("make", "setup", f"PYTHON={tmp_path / 'python'}", cwd=makefile_copy)
+    def setup(*words: str) -> list[str]:
+        """What pip was asked to install since the last time."""
+        log.unlink(missing_ok=True)
+        ended = _run("make", "setup", *words, f"PYTHON={tmp_path / 'python'}", cwd=makefile_copy)
         assert ended.returncode == 0, ended.stderr
-        return len(log.read_text().splitlines())
+        lines = log.read_text().splitlines() if log.exists() else []
+        assert all(line.startswith("constraints.txt install ") for line in lines)
+        return [re.sub(r".*?install( --\S+)* ", "", line) for line in lines]
 
-    assert setup() == 1
-    assert re.match(r"constraints\.txt install .*--editable \.\[dev\]$", log.read_text())
-    assert setup() == 1
+    users = ["torch torchvision", "."]
+    assert setup() == users, "what a user needs: no tests, no lints, nothing to deploy with"
+    assert setup() == []
+    assert setup("DEV=1") == [".[dev]"]
+    assert setup("DEV=1") == []
     later_s = (makefile_copy / ".venv" / ".minga-setup").stat().st_mtime + 2
     os.utime(makefile_copy / "constraints.txt", (later_s, later_s))
-    assert setup() == 2
+    assert setup("DEV=1") == [*users, ".[dev]"]
+
+
+def test_make_setup_shows_how_far_torch_is_but_not_in_ci(
+    makefile_copy: Path, tmp_path: Path
+) -> None:
+    """pip draws its bars where it is not told to be quiet."""
+    words = ("make", "setup", f"PYTHON={tmp_path / 'python'}")
+    assert _run(*words, cwd=makefile_copy, env={"CI": ""}).returncode == 0
+    assert "--quiet" not in (makefile_copy / "pip.log").read_text().splitlines()[0]
+    shutil.rmtree(makefile_copy / ".venv")
+    assert _run(*words, cwd=makefile_copy, env={"CI": "true"}).returncode == 0
+    assert "--quiet" in (makefile_copy / "pip.log").read_text().splitlines()[2]
 
 
 def test_make_setup_says_so_when_python_is_too_old(makefile_copy: Path, tmp_path: Path) -> None:
