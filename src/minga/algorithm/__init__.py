@@ -1,1 +1,1 @@
-"""Update rules and codecs: pure functions on tensors, no I/O, nothing else of ours."""
+"""Update rules and codecs: pure functions on tensors, without I/O or imports from minga."""

@@ -1,6 +1,6 @@
 """Encode weight differences for the wire, chunk by chunk, with error feedback.
 
-Work is done in chunks that stay in the processor's cache and in preallocated memory: the same
+Chunks stay in the processor's cache and in preallocated memory: the same
 arithmetic on whole vectors with fresh temporaries is ten times slower.
 """
 
@@ -18,9 +18,9 @@ CODECS = ("none", "bf16", "int8")
 BLOCK = 256
 """Values that share one scale in the int8 codec."""
 CHUNK = 262_144
-"""Values that a processor works on at a time: they stay in its cache. A multiple of BLOCK."""
+"""Values per chunk on a CPU: they stay in its cache. A multiple of BLOCK."""
 GPU_CHUNK = 64 * CHUNK
-"""A GPU's: each chunk costs some twenty kernel launches, which take longer than small chunks."""
+"""Values per chunk on a GPU: each chunk costs about twenty kernel launches."""
 
 _EXPONENT_MIN = -100
 """Keeps decoded values out of the denormals, which some devices flush to zero."""
@@ -42,7 +42,7 @@ class Codec(ABC):
     Attributes:
         numel: length of the vectors.
         nbytes: length of a payload, a flat uint8 tensor.
-        chunk: values that are worked on at a time.
+        chunk: values that are processed at a time.
     """
 
     def __init__(self, numel: int, nbytes: int, device: torch.device | str) -> None:
@@ -101,7 +101,7 @@ class _Int8(Codec):
         by_code = torch.arange(256).to(torch.int8).float()  # 0, 1 .. 127, -128 .. -1
         self._scales = torch.ldexp(torch.ones(256), by_code).to(device)
         self._scales[_EXPONENT_NON_FINITE] = math.nan
-        # by a float's own exponent bits, and one more for a carry out of a nan's
+        # indexed by a float's exponent bits, and one more for the carry of a nan's
         exponents = torch.arange(257) - (_FLOAT_BIAS + 6)  # 2**6 <= largest / scale < 2**7
         exponents.clamp_(min=_EXPONENT_MIN)[_FLOAT_NON_FINITE:] = _EXPONENT_NON_FINITE
         self._inverses = torch.ldexp(torch.ones(257), -exponents.float()).to(device)
@@ -158,7 +158,7 @@ def make_codec(name: str, numel: int, device: torch.device | str = "cpu") -> Cod
 def encode_push(
     codec: Codec, base: Tensor, local: Tensor, residual: Tensor, payload: Tensor
 ) -> None:
-    """Encode ``base - local + residual``; what the codec loses becomes the new residual.
+    """Encode ``base - local + residual``; the codec's loss becomes the new residual.
 
     Error feedback (Karimireddy 2019): payloads plus residual add up to what was to be sent.
     ``base``, ``local``, ``residual`` are fp32 [numel], on the codec's device.
@@ -174,14 +174,14 @@ def encode_push(
 def encode_reply(
     codec: Codec, ahead: Callable[[int, Tensor], Tensor], reference: Tensor, payload: Tensor
 ) -> None:
-    """Encode the way from ``reference`` to the ps's weights, and take it on the reference.
+    """Encode the difference from ``reference`` to the ps's weights, and add it to the reference.
 
-    The reference then is, bit for bit, what :func:`apply_delta` makes of the worker's base.
-    What the codec loses stays in the difference and is sent next time (EF21, 2021).
+    The reference is then bit-equal to the worker's base after :func:`apply_delta`.
+    The codec's loss stays in the difference and is sent next time (EF21, 2021).
 
     Args:
         codec: of the run.
-        ahead: returns how far the ps's weights from ``start`` on are ahead of those given, fp32.
+        ahead: returns the ps's weights from ``start`` on minus the given ones, fp32.
         reference: fp32 [numel], the weights that the worker holds; changed.
         payload: uint8 [nbytes]; written.
     """
@@ -198,9 +198,9 @@ def apply_delta(codec: Codec, payload: Tensor, target: Tensor) -> None:
 
 
 def rebase(codec: Codec, payload: Tensor, base: Tensor, pushed: Tensor, weights: Tensor) -> None:
-    """Take a reply: ``base += reply``, then ``weights = base + (weights - pushed)``.
+    """Apply a reply: ``base += reply``, then ``weights = base + (weights - pushed)``.
 
-    What was trained while the push was in flight stays in the weights, and so enters the next
+    Progress made while the push was in flight stays in the weights, and so enters the next
     push once (delayed averaging with local progress; Async Local-SGD 2024, arXiv:2401.09135).
 
     Args:
@@ -208,7 +208,7 @@ def rebase(codec: Codec, payload: Tensor, base: Tensor, pushed: Tensor, weights:
         payload: uint8 [nbytes], the encoded reply.
         base: fp32 [numel]; becomes the ps's reference, bit for bit.
         pushed: fp32 [numel], the weights when the push was encoded.
-        weights: fp32 [numel]; changed. Without steps in between they become the base.
+        weights: fp32 [numel]; changed. Without steps in between they equal the base.
     """
     for start, stop in codec.chunks():
         part = slice(start, stop)

@@ -16,7 +16,7 @@ Entries: TypeAlias = list[tuple[str, torch.Size]]
 
 
 class Layout:
-    """Where each tensor of a model is in its two flat vectors.
+    """The place of each tensor of a model in its two flat vectors.
 
     Args:
         model: gives names, shapes and the values of what does not travel (integer buffers).
@@ -41,7 +41,7 @@ class Layout:
         return _flat(state, self.parameters), _flat(state, self.buffers)
 
     def state_dict(self, weights: Tensor, buffers: Tensor) -> dict[str, Tensor]:
-        """Return a state dict with its own memory; it loads into the model as it was built."""
+        """Return a state dict with its own memory, for the model that was built."""
         travelling = [*split(weights, self.parameters), *split(buffers, self.buffers)]
         state = {name: part.clone() for name, part in travelling}
         return state | {name: each.clone() for name, each in self._constants.items()}

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 REFERENCE_BATCH = 128
-"""Batch size that the configured learning rate is meant for."""
+"""Batch size that the configured learning rate refers to."""
 OUTSIZED = 10.0
 """A push this many times the median norm is refused."""
 NON_FINITE, OUTSIZED_PUSH = "non-finite", "outsized"
-"""Why a push is refused for what is in it."""
+"""Reasons to refuse a push for its content."""
 SUSPECT = 3
-"""So many pushes in a row that are no numbers are no chance."""
+"""Consecutive non-finite pushes before a worker is reported."""
 
 _OWN_ROUNDS = 4
 _RECENT_NORMS = 101
@@ -35,22 +35,22 @@ def damping(staleness: int, active: int) -> float:
 
 
 def push_scale(gain: float, active: int, staleness: int) -> float:
-    """Return what a decoded push is multiplied with before it is subtracted."""
+    """Return the factor of a decoded push before it is subtracted."""
     return gain / active * damping(staleness, active)
 
 
 def pushes_in_round(mode: str, setting: int | None, active: int) -> int:
-    """Return K: after how many pushes those who sent them go on.
+    """Return K, the number of pushes that closes a round.
 
     A push moves the weights by gain / active, so K of them by gain * K / active times their mean,
-    and waiting for K makes of asynchronous local SGD the synchronous one (K = active) or the one
+    and waiting for K turns asynchronous local SGD into the synchronous one (K = active) or the one
     with backup workers (K < active; Chen et al. 2016, arXiv:1604.00981). A push that comes late
-    counts in the next round, as in FedBuff (arXiv:2106.06639): nothing is thrown away.
+    counts in the next round, as in FedBuff (arXiv:2106.06639): nothing is discarded.
 
     Args:
         mode: ``exchange.mode``.
         setting: the user's K, for mode ``sync``.
-        active: workers heard from lately.
+        active: active workers.
     """
     match mode:
         case "sync":
@@ -69,10 +69,10 @@ def staleness_limit(active: int, setting: int | None, own: float = 0.0) -> int:
     """Return the largest staleness that is not refused; 8 rounds if the user set none.
 
     Args:
-        active: workers heard from lately.
+        active: active workers.
         setting: the user's limit.
-        own: pushes that the others make, on average, in one of this worker's rounds: no PC is
-            refused for being as old as its own speed makes it.
+        own: pushes that the others make, on average, in one of this worker's rounds: a PC is not
+            refused for the staleness that its own speed causes.
     """
     if setting is not None:
         return setting
@@ -80,7 +80,7 @@ def staleness_limit(active: int, setting: int | None, own: float = 0.0) -> int:
 
 
 def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) -> str | None:
-    """Return why a push must not be applied, or None.
+    """Return the reason to refuse a push, or None.
 
     Args:
         norm: L2 norm of the decoded push; nan if it has non-finite values.
@@ -98,7 +98,7 @@ def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) 
 
 
 class RecentNorms:
-    """Norms of the pushes applied last."""
+    """Norms of the most recently applied pushes."""
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=_RECENT_NORMS)
@@ -108,9 +108,9 @@ class RecentNorms:
         self._norms.append(norm)
 
     def add_outsized(self, norm: float) -> None:
-        """Note a push that was refused as outsized, as large as would just have been allowed.
+        """Record a push refused as outsized, with the largest norm that is allowed.
 
-        One worker's cannot lift the median, but where all are so, they are allowed after a while:
+        One worker cannot lift the median, but if all pushes are outsized, they are soon allowed:
         else a model that has learned its data would refuse every push from then on.
         """
         if self.median is not None:
@@ -136,7 +136,7 @@ class Schedule:
     epoch_samples: int
     epochs: int
     warmup_epochs: float
-    """Epochs from one worker's rate to that of all; at most a fifth of the run."""
+    """Epochs from one worker's rate to the scaled rate; at most a fifth of the run."""
 
 
 def learning_rate(samples_done: int, schedule: Schedule) -> float:

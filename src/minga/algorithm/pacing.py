@@ -1,4 +1,4 @@
-"""How many local steps each worker takes between two exchanges (H), from what was measured.
+"""The number of local steps between two exchanges (H) for each worker, from measurements.
 
 All windows aim at one length W, so that all PCs push about equally often (DyLU in Async
 Local-SGD, 2024, arXiv:2401.09135): a slow PC gets few steps, a fast one many. W is long enough
@@ -18,24 +18,24 @@ FIRST_STEPS = 8
 MOST_STEPS = 64
 ROUNDS_PER_EPOCH = 8
 EVERY_S = 5.0
-"""H is chosen anew this often."""
+"""Seconds between two choices of H."""
 
 _RECENT = 5
 _ROOM = 2.0
-"""An exchange may fill half of a window: nearer to all of it, the ps's link stays full."""
+"""An exchange may take half of a window: with more, the ps's link stays full."""
 _OVERHEAD_SHARE = 0.02
 _ALIKE = 0.15
-"""A change of H that is smaller is noise."""
+"""A smaller change of H is noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What one worker's last windows took.
+    """Measured times of one worker's windows.
 
     Args:
         step_s: seconds of one local step.
         exchange_s: seconds from sending a push to having its reply.
-        overhead_s: seconds of a window that neither train nor overlap.
+        overhead_s: seconds of a window without training or overlap.
         batch_size: samples of one local step.
     """
 
@@ -52,12 +52,12 @@ class RecentPaces:
         self._paces: deque[Pace] = deque(maxlen=_RECENT)
 
     def add(self, pace: Pace) -> None:
-        """Note what a push told."""
+        """Add the pace of a push."""
         self._paces.append(pace)
 
     @property
     def typical(self) -> Pace | None:
-        """Their medians: a single window says little. None before there is one."""
+        """Their medians; None before the first window."""
         if not self._paces:
             return None
         return Pace(
@@ -73,10 +73,10 @@ class Pacing:
     """Windows for all workers.
 
     Args:
-        window_s: W, the length that all aim at.
+        window_s: W, the target length of all windows.
         steps: H by worker.
         short_by: an exchange's share of the longest window that an epoch's 8 rounds allow; above 1
-            the network (or the ps) holds the training up.
+            the network (or the ps) slows training down.
     """
 
     window_s: float
@@ -113,7 +113,7 @@ def balance(
 
 
 def worth_a_change(chosen: Mapping[int, int], current: Mapping[int, int]) -> bool:
-    """Return whether a choice of H differs by more than noise for anybody; if so, all take it."""
+    """Return whether a choice of H differs by more than noise for any worker."""
     return any(abs(steps - current[who]) > _ALIKE * current[who] for who, steps in chosen.items())
 
 
@@ -124,13 +124,13 @@ def most_steps(epoch_samples: int, workers: int, batch_size: int) -> int:
 
 
 def _least_window_s(pace: Pace, *, overlap: bool) -> float:
-    """Return the window in which what cannot be hidden is a small share."""
+    """Return the window in which the overhead is a small share."""
     bare_s = pace.overhead_s + (0.0 if overlap else pace.exchange_s)
     return bare_s / _OVERHEAD_SHARE
 
 
 def explain(pacing: Pacing, paces: Mapping[int, Pace]) -> str:
-    """Return in a sentence why the windows are so long, and what would help if they are short."""
+    """Return one sentence: the reason for the windows' length, and what would shorten it."""
     exchange_s = statistics.median(pace.exchange_s for pace in paces.values())
     overhead_s = statistics.median(pace.overhead_s for pace in paces.values())
     takes = f"an exchange takes {exchange_s:.2g} s"

@@ -76,7 +76,7 @@ def _as_system_error(error: OSError) -> MingaError | None:
             f"{error.strerror}{where}",
             code="disk-full",
             hints=(
-                Hint("how much room is there?", f"df -h {folder}"),
+                Hint("how much space is free?", f"df -h {folder}"),
                 Hint("then start again", "a ps goes on from its last checkpoint"),
             ),
         )

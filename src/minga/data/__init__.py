@@ -1,1 +1,1 @@
-"""Images: layouts, leases, loading; digits and generated sets to try things with."""
+"""Images: layouts, leases, loading; digits and generated sets for trials and tests."""

@@ -1,6 +1,6 @@
 """Training augmentation on whole batches of uint8 images, from random numbers made beforehand.
 
-A row of :func:`draws` decides what one position of one epoch looks like. It depends on seed,
+A row of :func:`draws` decides the augmentation of one position of one epoch. It depends on seed,
 epoch and position only: the same pixels come out whichever worker holds the lease, and
 however the positions are cut into leases and batches.
 """
@@ -16,7 +16,7 @@ Images = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]
 
 _STREAM = 2
-_BLOCK = 1024  # making a generator costs 25 us: one for so many positions
+_BLOCK = 1024  # a generator costs 25 us: one serves so many positions
 _FLIP, _X, _Y, _AREA, _RATIO = range(5)
 _SMALLEST_AREA = 0.08
 _WIDEST_RATIO = 4 / 3
@@ -59,7 +59,7 @@ def flip(images: Images, numbers: Draws) -> Images:
 
 
 def random_box(width: int, height: int, row: Draws) -> tuple[float, float, float, float]:
-    """Return the part (left, top, right, bottom) of a large image that is shown.
+    """Return the crop (left, top, right, bottom) of a large image.
 
     8 to 100 % of the area at a side ratio of 3:4 to 4:3, as in Szegedy et al. 2015
     (arXiv:1409.4842); a box that sticks out is cut to the image.

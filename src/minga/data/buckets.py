@@ -1,8 +1,8 @@
-"""Shards in buckets and on the web: what an address means, and where its shards are once fetched.
+"""Shards in buckets and on the web: resolve an address, fetch its shards.
 
-Whole shards are fetched into this PC's cache and read there, so that epochs two and on need no
-network. Braces come first; what then ends in ``.tar`` is one shard, ``*`` and ``?`` are looked up
-in the bucket's listing, and anything else is a folder, perhaps with ``train/`` and ``val/`` in it.
+Whole shards are fetched into this PC's cache and read there, so that later epochs need no
+network. Braces are expanded first; then ``.tar`` names one shard, ``*`` and ``?`` are matched
+with the bucket's listing, and anything else is a folder, with or without ``train/`` and ``val/``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PATTERN = re.compile(r"[*?\[]")
 
 
 def is_remote(path: str | None) -> bool:
-    """Return whether data are somewhere else than in this PC's folders."""
+    """Return whether an address is remote."""
     return bool(path and _REMOTE.match(path))
 
 
 def fetched_shards(config: DataConfig, half: str, leaving: Callable[[], bool]) -> list[Path]:
-    """Fetch the shards of one half, as far as they are not in the cache; return their paths.
+    """Fetch the shards of one half that are not in the cache; return all paths.
 
     Args:
-        config: where they are; the half's address is remote.
+        config: their address, which is remote.
         half: ``train`` or ``val``.
-        leaving: asked now and then; once true, KeyboardInterrupt is raised.
+        leaving: polled while fetching; KeyboardInterrupt is raised once it is true.
 
     Raises:
         DataError: see :func:`minga.data.dataset.open_data`.
@@ -68,11 +68,11 @@ class _Shards:
         self._manifests: dict[str, dict[str, Any]] = {}
 
     def fetch(self, addresses: list[str], itself: bool) -> list[Path]:
-        """Return where the shards of all addresses are, fetched.
+        """Fetch the shards of all addresses; return their paths.
 
         Args:
             addresses: without braces.
-            itself: whether shards that lie right there are this half's.
+            itself: whether shards directly in the folder belong to this half.
         """
         names = [each for each in addresses if _name(each).endswith(".tar") or self._glob(each)]
         if names and not itself:
@@ -105,7 +105,7 @@ class _Shards:
         return self._fetcher.patiently(url, lambda: self._store.stat(url))
 
     def _stats(self, urls: list[str]) -> dict[str, Remote]:
-        """Look at several at once; the first that fails ends it."""
+        """Look at several at once; the first failure is raised."""
         with ThreadPoolExecutor(THREADS, "minga-look") as pool:
             return dict(zip(urls, pool.map(self._stat, urls), strict=True))
 
@@ -113,7 +113,7 @@ class _Shards:
         return self._fetcher.patiently(prefix, lambda: self._store.list(prefix, deep=deep))
 
     def _matches(self, pattern: str) -> list[Remote]:
-        """Return what fits; a ``*`` ends at the next ``/``, as in a folder."""
+        """Return the matching objects; ``*`` does not cross a ``/``, as in a shell."""
         start = _PATTERN.split(pattern, maxsplit=1)[0]
         deep = "/" in pattern[len(start) :]
         wanted = pattern.split("/")
@@ -127,7 +127,7 @@ class _Shards:
         return sorted(found, key=lambda each: each.url)
 
     def _folder(self, folder: str, itself: bool) -> list[Remote]:
-        """Return the half's shards of a folder: in one of its own, or right there."""
+        """Return the half's shards in a folder: in its subfolder, or directly in it."""
         if inner := self._listed(f"{folder}/{self._half}"):
             return inner
         if not itself:
@@ -139,7 +139,7 @@ class _Shards:
         raise missing(f"{folder}/*.tar")
 
     def _listed(self, folder: str) -> list[Remote]:
-        """Return the shards that a folder's manifest names, else those that lie there."""
+        """Return the shards in a folder's manifest, else all shards in the folder."""
         there = {} if self._web else {each.name: each for each in self._list(f"{folder}/")}
         tars = sorted(name for name in there if name.endswith(".tar"))
         if not self._web and not tars and MANIFEST not in there:
@@ -153,7 +153,7 @@ class _Shards:
         return [there[name] for name in names or tars]
 
     def _manifest(self, folder: str) -> dict[str, Any]:
-        """Bring what lies beside the shards up to date; return the manifest, perhaps empty."""
+        """Fetch the files beside the shards; return the manifest, empty if missing."""
         if folder in self._manifests:
             return self._manifests[folder]
         kept = folder_of(folder)
@@ -170,7 +170,7 @@ class _Shards:
         return manifest
 
     def _bring(self, folder: str, kept: Path, name: str, urls: list[str]) -> None:
-        """Fetch the first of these that is there; where none is, forget an earlier one."""
+        """Fetch the first of these that exists; if none does, remove the cached one."""
         found = next(self._present(urls), None)
         if found is None:
             drop(kept / name)
@@ -181,7 +181,7 @@ class _Shards:
         for url in urls:
             try:
                 yield self._stat(url)
-            except DataError as error:  # who may not list is told "denied" for what is missing
+            except DataError as error:  # without the right to list, a missing object gives "denied"
                 if error.code not in ("data-not-found", "data-remote-denied"):
                     raise
 

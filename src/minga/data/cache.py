@@ -1,8 +1,8 @@
-"""The folder where this PC keeps what it fetched: every byte is fetched once.
+"""The cache of fetched data on this PC: every byte is fetched once.
 
-Below it each address has a folder of its own, so that two data sets never mix. In it a file
-has its own name, once all of it is there and was checked; ``<name>.json`` says which content
-that is, ``<name>.part`` is what has come of another one, ``<name>.lock`` is held by whoever is
+Each address has a folder of its own, so that two data sets never mix. There a file
+gets its name once it is complete and checked; ``<name>.json`` records which content
+it is, ``<name>.part`` holds a partial download, ``<name>.lock`` is held by the process that is
 fetching it. Workers of one PC share the folder.
 """
 
@@ -31,27 +31,27 @@ def cache_root() -> Path:
     try:
         return Path.home() / ".cache" / "minga"
     except RuntimeError as error:
-        raise _no_access("this user has no home folder to keep fetched data in") from error
+        raise _no_access("this user has no home folder for fetched data") from error
 
 
 def folder_of(address: str) -> Path:
-    """Return where the files that lie at an address are kept."""
+    """Return the folder for the files of an address."""
     return cache_root() / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
 def path_of(remote: Remote) -> Path:
-    """Return where an object is kept."""
+    """Return the path of an object."""
     return folder_of(remote.folder) / remote.name
 
 
 def drop(path: Path) -> None:
-    """Forget a file that is gone where it came from."""
+    """Remove a file whose object no longer exists."""
     for each in (beside(path, "json"), path):
         each.unlink(missing_ok=True)
 
 
 def is_there(remote: Remote) -> bool:
-    """Return whether the cache has this very content of an object."""
+    """Return whether the cache holds an object with its present content."""
     path = path_of(remote)
     try:
         return path.stat().st_size == remote.size_bytes and _is_of(path, remote)
@@ -60,7 +60,7 @@ def is_there(remote: Remote) -> bool:
 
 
 class Part:
-    """What has come of an object; goes on with what an earlier try left of the same content."""
+    """A partial download; continues an earlier one of the same content."""
 
     def __init__(self, path: Path, remote: Remote, count: Callable[[int], None]) -> None:
         self._most = remote.size_bytes
@@ -76,7 +76,7 @@ class Part:
 
     def __exit__(self, *_: object) -> None:
         try:
-            os.fsync(self._file.fileno())  # else a power cut may leave zeros under a good name
+            os.fsync(self._file.fileno())  # else a power cut may leave zeros under the final name
         finally:
             self._file.close()
 
@@ -86,7 +86,7 @@ class Part:
         return self._file.tell()
 
     def write(self, data: bytes, /) -> int:
-        """Append all of it. Raises Spoiled (it is too long) or OSError."""
+        """Append bytes. Raises Spoiled if the file gets too long, or OSError."""
         self._count(len(data))
         if self.at + len(data) > self._most:
             raise Spoiled(f"more than {self._most} bytes")
@@ -96,14 +96,14 @@ class Part:
         return len(data)
 
     def rewind(self) -> None:
-        """Drop what is there."""
+        """Discard the bytes so far."""
         self._count(-self.at)
         self._file.truncate(0)
         self._file.seek(0)
 
 
 def check(path: Path, digest: str | None) -> None:
-    """Raise Spoiled unless a file has this digest (``md5:...``), or there is none."""
+    """Raise Spoiled if a digest (``md5:...``) is given and the file's differs."""
     kind, _, promised = (digest or "").partition(":")
     if not promised:
         return
@@ -124,12 +124,12 @@ def check(path: Path, digest: str | None) -> None:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """Return what accompanies a file: its ``json``, ``part`` or ``lock``."""
+    """Return the path of a file's ``json``, ``part`` or ``lock``."""
     return path.with_name(f"{path.name}.{kind}")
 
 
 def size_of(path: Path) -> int:
-    """Return a file's bytes; 0 if it is not there."""
+    """Return a file's size in bytes; 0 if it is missing."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def _record(remote: Remote) -> dict[str, object]:
 
 
 def _is_of(path: Path, remote: Remote) -> bool:
-    """Return whether the record beside a file is that of an object's present content."""
+    """Return whether the record beside a file matches an object's present content."""
     try:
         return bool(json.loads(beside(path, "json").read_text()) == _record(remote))
     except (OSError, ValueError):
@@ -149,12 +149,12 @@ def _is_of(path: Path, remote: Remote) -> bool:
 
 
 def write_record(path: Path, remote: Remote) -> None:
-    """Note which content a file is of."""
+    """Record which content a file has."""
     beside(path, "json").write_text(json.dumps(_record(remote)) + "\n")
 
 
 def system_error(error: OSError) -> Exception:
-    """Return what the system refused as an error of ours, or as it is."""
+    """Return a system error as one of minga's errors, or unchanged."""
     where = error.filename or cache_root()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(str(error.strerror), Path(where))
@@ -164,12 +164,12 @@ def system_error(error: OSError) -> Exception:
 
 
 def disk_full(what: str, where: Path) -> DataError:
-    """Return the error for a disk without room."""
+    """Return the error for a full disk."""
     return DataError(
         f"no room for fetched data in {where}: {what}",
         code="disk-full",
         hints=(
-            Hint("how much room is there?", f"df -h {cache_root()}"),
+            Hint("how much space is free?", f"df -h {cache_root()}"),
             Hint("keep them elsewhere?", "MINGA_CACHE=/big/disk ./start_worker.sh"),
         ),
     )

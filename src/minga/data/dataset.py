@@ -1,4 +1,4 @@
-"""Opening a data set: which layout it has, its classes, its two halves."""
+"""Open a data set: find its layout, its classes and its two halves."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ImageData:
 
     Args:
         classes: names; the position is the label.
-        train, val: the halves; one that was not asked for has no samples.
-        image_size: side in pixels of what both give.
+        train, val: the halves; one that is not needed has no samples.
+        image_size: side in pixels of the images that both return.
     """
 
     classes: tuple[str, ...]
@@ -47,22 +47,22 @@ def open_data(
     needs: tuple[str, ...] = ("train", "val"),
     leaving: Callable[[], bool] = lambda: False,
 ) -> ImageData:
-    """Find a data set's samples and classes; no image but the first is read.
+    """Find a data set's samples and classes; only the first image is read.
 
     Shards that are not on this PC are fetched first, into its cache, and read there.
 
     Args:
-        config: where it is; ``format`` ``auto`` looks for shards, else takes folders.
-        needs: the halves that must be there.
-        leaving: asked while data are fetched; once true, KeyboardInterrupt is raised.
+        config: its place; ``format`` ``auto`` takes shards where there are some, else folders.
+        needs: the halves that must exist.
+        leaving: polled while data are fetched; KeyboardInterrupt is raised once it is true.
 
     Raises:
         DataError: the data are missing (``data-not-found``, ``data-no-validation``,
-            ``data-empty``), may not be read (``data-unreadable``), are damaged
-            (``data-corrupt``), contradict themselves (``data-classes-differ``); those that are
-            not local may not be read (``data-remote-denied``), are out of reach
-            (``data-remote-unreachable``), in no way that minga knows
-            (``data-remote-unsupported``), or cannot be kept (``disk-full``, ``no-access``).
+            ``data-empty``), unreadable (``data-unreadable``), damaged
+            (``data-corrupt``) or inconsistent (``data-classes-differ``); remote data are
+            not readable (``data-remote-denied``), unreachable
+            (``data-remote-unreachable``), of an unknown kind
+            (``data-remote-unsupported``), or cannot be stored (``disk-full``, ``no-access``).
     """
     try:
         return _open(config, needs, leaving)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as image folders: real data that need no download."""
+"""scikit-learn's handwritten digits as image folders: real data without a download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prepare_digits(folder: Path) -> Path:
     share. A complete folder is left as it is.
 
     Raises:
-        UsageError: the folder is there with something else in it.
+        UsageError: the folder exists with other content.
     """
     if _complete(folder):
         return folder
@@ -50,7 +50,7 @@ def prepare_digits(folder: Path) -> Path:
                 Image.fromarray(pixels[index]).save(path)
         part.rename(folder)
     except OSError:
-        if not _complete(folder):  # else somebody else was faster
+        if not _complete(folder):  # else another process was faster
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Fetching objects into the cache: a few at once, each by one worker of this PC, with patience."""
+"""Fetch objects into the cache: several at once, each by one worker of this PC, with retries."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from minga.data.remote import Remote, Spoiled, Store, Unsteady, shown, unreachab
 from minga.errors import DataError, Hint
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""Between the tries of what may pass; a try that brought bytes begins them anew."""
+"""Pauses between retries; an attempt that brought bytes restarts the sequence."""
 THREADS = 4
 SILENT_S = 300.0
-"""Another worker that fetches nothing for so long is not waited for."""
+"""A worker waits no longer for another one that has received nothing for so long."""
 _LOOK_S = 0.2
 _MIB = 1 << 20
 
@@ -39,15 +39,15 @@ _Answer = TypeVar("_Answer")
 
 
 class _Stopped(Exception):
-    """Another thread failed, or the worker leaves: this one need not go on."""
+    """Another thread failed, or the worker is leaving: this one stops."""
 
 
 class Fetcher:
-    """Fetches objects of one store into the cache, a few at once. For one thread.
+    """Fetches objects of one store into the cache, several at once. Not thread-safe.
 
     Args:
-        store: where they are.
-        leaving: asked now and then; once true, KeyboardInterrupt is raised.
+        store: the store that holds them.
+        leaving: polled while fetching; KeyboardInterrupt is raised once it is true.
     """
 
     def __init__(self, store: Store, leaving: Callable[[], bool]) -> None:
@@ -57,21 +57,21 @@ class Fetcher:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._bytes = 0
-        """That came or went since the last :meth:`fetch` began."""
+        """Bytes received since the last :meth:`fetch` began."""
         self._said: set[str] = set()
 
     def patiently(
         self, url: str, call: Callable[[], _Answer], came: Callable[[], bool] = lambda: False
     ) -> _Answer:
-        """Return what ``call`` returns; try again where its failure may pass.
+        """Return what ``call`` returns; retry after a temporary failure.
 
         Args:
-            url: what is asked for.
-            call: raises Unsteady for what may pass.
-            came: whether the last try brought something.
+            url: the address, for messages.
+            call: raises Unsteady for a temporary failure.
+            came: whether the last attempt received bytes.
 
         Raises:
-            DataError: it did not pass (``data-remote-unreachable``), or ``call`` says so.
+            DataError: every retry failed (``data-remote-unreachable``), or ``call`` raised it.
         """
         pauses = list(PAUSES_S)
         while True:
@@ -92,15 +92,15 @@ class Fetcher:
                     raise _Stopped from trouble
 
     def fetch(self, remotes: Sequence[Remote], sha256: Mapping[str, str]) -> list[Path]:
-        """Fetch what the cache lacks; return where each object is kept.
+        """Fetch the objects that are not in the cache; return the path of each.
 
         Args:
-            remotes: what to fetch.
-            sha256: digests that manifests promise, by address.
+            remotes: the objects.
+            sha256: digests from manifests, by address.
 
         Raises:
             DataError: see :func:`minga.data.dataset.open_data`.
-            KeyboardInterrupt: the worker leaves.
+            KeyboardInterrupt: the worker is leaving.
         """
         lacking = [each for each in remotes if not is_there(each)]
         if lacking:
@@ -112,7 +112,7 @@ class Fetcher:
         return [path_of(each) for each in remotes]
 
     def fetch_one(self, remote: Remote) -> Path:
-        """Fetch a small object without a word; return where it is kept. Raises as fetch."""
+        """Fetch a small object silently; return its path. Raises like :meth:`fetch`."""
         try:
             self._one(remote, None, patient=True)
         except OSError as error:
@@ -128,7 +128,7 @@ class Fetcher:
             raise disk_full(f"{need / _MIB:,.0f} MiB to fetch, {free / _MIB:,.0f} MiB free", root)
 
     def _fetch_all(self, lacking: Sequence[Remote], sha256: Mapping[str, str]) -> None:
-        """Fetch; what another worker is fetching comes last, so that two share the work."""
+        """Fetch; objects that another worker is fetching come last, so that two share the work."""
         began_s = due_s = time.monotonic()
         self._bytes = 0
         total = sum(each.size_bytes for each in lacking)
@@ -175,13 +175,13 @@ class Fetcher:
         )
 
     def _one(self, remote: Remote, sha256: str | None, patient: bool) -> bool:
-        """Fetch one object; return False if another worker has it in hand and none is patient."""
+        """Fetch one object; return False if another worker fetches it and ``patient`` is false."""
         path = path_of(remote)
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside(path, "lock").open("ab") as lock:
             if not self._locked(lock, path, patient):
                 return False
-            if not is_there(remote):  # it may have come meanwhile
+            if not is_there(remote):  # it may have arrived meanwhile
                 self._download(remote, path, sha256)
         return True
 
@@ -190,7 +190,7 @@ class Fetcher:
         deadline = 0.0
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # removed with its process
                 return True
             except BlockingIOError:
                 if not patient:
@@ -199,7 +199,7 @@ class Fetcher:
                 seen, deadline = size, time.monotonic() + SILENT_S
             if time.monotonic() > deadline:
                 raise unreachable(
-                    str(path), f"another worker of this PC got no byte of it in {SILENT_S:g} s"
+                    str(path), f"another worker of this PC received no byte of it in {SILENT_S:g} s"
                 )
             self._say_once(f"Waiting for another worker of this PC, which fetches {path}")
             if self._stop.wait(_LOOK_S):
@@ -219,7 +219,7 @@ class Fetcher:
             self._bytes += count
 
     def _download(self, remote: Remote, path: Path, sha256: str | None) -> None:
-        """Fetch what is lacking, check all of it, give it its name."""
+        """Fetch the missing bytes, check the whole, rename it."""
         part = beside(path, "part")
         furthest = size_of(part)
 
@@ -230,7 +230,7 @@ class Fetcher:
 
         def attempt() -> str | None:
             with Part(part, remote, self._count) as sink:
-                if sink.at == remote.size_bytes:  # complete, and not yet checked when it ended
+                if sink.at == remote.size_bytes:  # complete, but not checked when its process ended
                     sink.rewind()
                 digest = self._store.fetch(remote, sink)
                 if sink.at < remote.size_bytes:
@@ -246,10 +246,12 @@ class Fetcher:
                 part.unlink()
                 if last:
                     raise DataError(
-                        f"{shown(remote.url)} arrives damaged: {error}",
+                        f"{shown(remote.url)} arrived damaged: {error}",
                         code="data-corrupt",
-                        hints=(Hint("is it whole there? then start again", "./start_worker.sh"),),
+                        hints=(
+                            Hint("is it complete there? then start again", "./start_worker.sh"),
+                        ),
                     ) from error
         part.replace(path)
-        write_record(path, remote)  # after the file: a record never belongs to an older one
+        write_record(path, remote)  # after the file: a record never describes an older one
         beside(part, "json").unlink()

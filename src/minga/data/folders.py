@@ -1,6 +1,6 @@
-"""Images in folders: one folder per class, and Tiny-ImageNet's variation of it.
+"""Images in folders: one folder per class, or Tiny-ImageNet's layout.
 
-Tiny-ImageNet differs in two ways, and people undo either: the images of a class lie one
+Tiny-ImageNet differs in two ways, and users often undo one of them: the images of a class lie one
 level deeper (``train/<class>/images/``), and the validation images all lie in ``val/images``
 with their classes in ``val/val_annotations.txt``. Both are taken as found; nothing on disk is
 changed. Order is by class, then file name, so that every PC gives a sample the same index.
@@ -45,7 +45,7 @@ class FileSource:
 def open_folders(
     config: DataConfig, needs: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Return the class names and the halves that are needed.
+    """Return the class names and the needed halves.
 
     Raises:
         DataError: see :func:`minga.data.dataset.open_data`.
@@ -71,7 +71,7 @@ def open_folders(
 
 
 def not_found(folder: Path) -> DataError:
-    """Return the error for data that are not there."""
+    """Return the error for missing data."""
     return DataError(
         f"Dataset directory not found: {folder}",
         code="data-not-found",
@@ -83,7 +83,7 @@ def not_found(folder: Path) -> DataError:
 
 
 def no_validation(root: Path) -> DataError:
-    """Return the error for a data set of training images only."""
+    """Return the error for a data set without validation images."""
     return DataError(
         f"no validation data: there is no {root / 'val'}, and data.val_path is not set",
         code="data-no-validation",
@@ -92,7 +92,7 @@ def no_validation(root: Path) -> DataError:
 
 
 def empty(folder: Path) -> DataError:
-    """Return the error for a folder without what was looked for."""
+    """Return the error for a folder without images."""
     return DataError(
         f"no images in {folder}",
         code="data-empty",
@@ -101,17 +101,17 @@ def empty(folder: Path) -> DataError:
 
 
 def require_unused(folder: Path, wanted: str) -> None:
-    """Raise UsageError ``folder-in-use`` unless nothing is there, or an empty folder."""
+    """Raise UsageError ``folder-in-use`` unless the folder is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
-            f"{folder} is there already, with other data than {wanted}",
+            f"{folder} already exists with other data than {wanted}",
             code="folder-in-use",
             hints=(Hint("name another folder, or remove this one", f"ls -la {folder}"),),
         )
 
 
 def text_of(file: Path) -> str:
-    """Return a list's text. Raises DataError ``data-corrupt`` when it is none."""
+    """Return the text of a list file. Raises DataError ``data-corrupt`` if it is not text."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -125,12 +125,12 @@ def text_of(file: Path) -> str:
 def _class_names(root: Path, train: Path | None, val: Path) -> tuple[str, ...]:
     """Return the sorted class names of a data set.
 
-    ``wnids.txt`` has them, or the folders of the training data; only where there is neither
-    are they taken from the validation data.
+    They come from ``wnids.txt``, else from the folders of the training data; only without either
+    from the validation data.
 
     Args:
         root: the data set's folder.
-        train: the training half; None if it is not there.
+        train: the training half, or None.
         val: the validation half.
 
     Raises:
@@ -169,7 +169,7 @@ def _class_source(folder: Path, classes: tuple[str, ...]) -> FileSource:
 
 
 def _val_source(folder: Path, classes: tuple[str, ...]) -> FileSource:
-    """Return the validation images: by annotations where they apply, else by class folder.
+    """Return the validation images, labelled by annotations if there are any, else by class folder.
 
     Raises:
         DataError: classes differ from the training data's, or images are missing.
@@ -212,7 +212,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the image files of a folder; macOS leaves ``.DS_Store`` and ``._*`` behind."""
+    """Return the image files of a folder, without the ``.DS_Store`` and ``._*`` of macOS."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

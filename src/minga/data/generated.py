@@ -1,8 +1,8 @@
 """Made-up images in Tiny-ImageNet's exact layout: learnable, any size, no download.
 
 A class is a canvas of smooth colours with a few shapes on it. A sample is a window of that
-canvas, moved, zoomed and lit at random, with another texture over it, a patch hidden and
-noise; the more difficult, the more of all that.
+canvas, shifted, zoomed and lit at random, with a texture over it, a hidden patch and
+noise; a higher difficulty means more of each.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Pixels = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What is generated; the same recipe gives the same files.
+    """Parameters of a generated data set; the same recipe gives the same files.
 
     Args:
         classes: how many.
         train_per_class: training images of each.
         val_per_class: validation images of each.
         size: side in pixels.
-        difficulty: 0, the classes are told apart at a glance, to 1, hardly at all.
-        seed: another one gives other images.
+        difficulty: from 0, classes are distinct at a glance, to 1, hardly distinguishable.
+        seed: another seed gives other images.
     """
 
     classes: int = 200
@@ -53,15 +53,15 @@ class Recipe:
 def generate(folder: Path, **choices: Any) -> Path:
     """Write a data set in Tiny-ImageNet's layout; return its folder.
 
-    A folder of the same recipe is left as it is; it only ever gets its name when complete.
+    A folder of the same recipe is left unchanged. The folder gets its name once it is complete.
 
     Args:
-        folder: where to.
+        folder: the folder to write.
         choices: fields of :class:`Recipe`.
 
     Raises:
-        UsageError: the folder is there with something else in it.
-        TypeError: a choice is no field of a recipe.
+        UsageError: the folder exists with other content.
+        TypeError: a choice is not a field of :class:`Recipe`.
     """
     recipe = Recipe(**choices)
     if _recipe_of(folder) == asdict(recipe):
@@ -77,7 +77,7 @@ def generate(folder: Path, **choices: Any) -> Path:
 
 
 def _recipe_of(folder: Path) -> Any:
-    """Return the recipe that stands in a folder; None if there is none, or none of ours."""
+    """Return the recipe in a folder; None if missing or not minga's."""
     try:
         return json.loads((folder / _RECIPE).read_text())
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _write_class(folder: Path, wnid: str, images: Iterable[Image.Image]) -> None
 
 
 def _write_test(folder: Path, recipe: Recipe) -> None:
-    """Write some images without labels, as the original has them."""
+    """Write some images without labels, as in Tiny-ImageNet's test/."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng([recipe.seed, _TEST_STREAM])
     for number in range(_TEST_IMAGES):
@@ -132,7 +132,7 @@ def _samples(
 
 
 def _canvas(rng: np.random.Generator, side: int) -> Image.Image:
-    """Return what a class looks like: smooth random colours and three shapes."""
+    """Return the canvas of a class: smooth random colours and three shapes."""
     canvas = _texture(rng, side)
     draw = ImageDraw.Draw(canvas)
     for shape in (draw.ellipse, draw.rectangle, draw.ellipse):
@@ -149,7 +149,7 @@ def _texture(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def _sample(canvas: Image.Image, rng: np.random.Generator, recipe: Recipe) -> Image.Image:
-    """Return one image: the middle half of the canvas, spoiled as much as is difficult."""
+    """Return one image: the middle half of the canvas, distorted according to the difficulty."""
     hard, size = recipe.difficulty, recipe.size
     window = size * (1 + hard * rng.uniform(-0.4, 0.6))
     left, top = (canvas.width - window) / 2 * (1 + hard * rng.uniform(-1, 1, 2))

@@ -1,4 +1,4 @@
-"""Leases, and which samples they stand for. No torch and no files: the ps uses this too.
+"""Leases, and the samples of each. No torch and no files: the ps uses this too.
 
 Everything random here is keyed by work (seed, epoch, position), never by worker, so a lease
 means the same samples whoever holds it.
@@ -42,7 +42,7 @@ class Lease:
     stop: int
 
     def to_list(self) -> list[Any]:
-        """Return plain JSON types, for the wire."""
+        """Return plain JSON types for the wire."""
         return list(astuple(self))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Batches for the training loop, read ahead of it by one thread."""
+"""Batches for the training loop, prefetched by one thread."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one local step trains on.
+    """The input of one local step.
 
     Args:
         images: uint8 [B, 3, H, W] in any memory order; the trainer normalises on its device.
         labels: int64 [B].
-        segments: where the samples come from, in order.
+        segments: the leases that the samples come from, in order.
     """
 
     images: torch.Tensor
@@ -47,16 +47,16 @@ class Batch:
 class BatchLoader:
     """Turns leases into full batches; a batch may span leases and epochs.
 
-    One thread reads ahead. What a position looks like depends on seed, epoch and position
-    only (:mod:`minga.data.augment`), not on who reads it or in which batch.
+    One thread prefetches. The augmentation of a position depends on seed, epoch and position
+    only (:mod:`minga.data.augment`), not on its worker or batch.
 
     Args:
         split: the training set.
         seed: the run's.
         batch_size: images per batch.
         augment: ``crop-flip`` or ``none``.
-        pinned: batches lie in memory that a GPU reads by itself.
-        prefetch: batches that may wait to be taken.
+        pinned: batches lie in page-locked memory, which a GPU copies directly.
+        prefetch: most batches that are ready at a time.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class BatchLoader:
         self._pinned = pinned
         self._prefetch = prefetch
         self._changed = threading.Condition()
-        self._leases: deque[Lease] = deque()  # what is not read yet
+        self._leases: deque[Lease] = deque()  # not read yet
         self._reading: list[Lease] = []
         self._ready: deque[Batch] = deque()
         self._pending = 0
@@ -88,7 +88,7 @@ class BatchLoader:
         self._thread.start()
 
     def add(self, lease: Lease) -> None:
-        """Queue a training lease behind those already there."""
+        """Queue a training lease behind the others."""
         assert lease.kind == "train", lease
         assert lease.start < lease.stop, lease
         with self._changed:
@@ -101,7 +101,7 @@ class BatchLoader:
         return self._pending
 
     def next(self, timeout_s: float) -> Batch | None:
-        """Return the next batch, or None when all leases are used up.
+        """Return the next batch, or None when all leases are consumed.
 
         Only the last batch before None may be short.
 
@@ -130,7 +130,7 @@ class BatchLoader:
             return batch
 
     def put_back(self, segments: Sequence[Segment]) -> None:
-        """Deliver segments once more, and before all that was not delivered yet."""
+        """Deliver segments again, before everything that was not delivered yet."""
         with self._changed:
             again = [*segments, *(each for batch in self._ready for each in batch.segments)]
             leases = [Lease(s.lease, "train", s.epoch, s.start, s.stop) for s in again]
@@ -140,7 +140,7 @@ class BatchLoader:
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Drop all leases, batches and errors: the link was lost, others get the work."""
+        """Drop all leases, batches and errors: after a lost link other workers get the work."""
         with self._changed:
             self._leases.clear()
             self._drop_what_was_read()
@@ -148,7 +148,7 @@ class BatchLoader:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread. It is a daemon: a read that hangs does not keep the process."""
+        """Stop the thread. It is a daemon: a read that hangs does not keep the process alive."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -188,11 +188,11 @@ class BatchLoader:
         unread = sum(lease.stop - lease.start for lease in self._leases)
         if unread >= self._batch_size:
             return True
-        # More leases may still fill this batch, unless somebody waits for it now.
+        # More leases may still fill this batch, unless the training loop waits for it.
         return unread > 0 and self._short_wanted and not self._ready
 
     def _cut(self) -> list[Lease]:
-        """Take one batch's worth off the leases, as parts of them."""
+        """Take one batch of positions off the leases, as segments."""
         parts: list[Lease] = []
         want = self._batch_size
         while want and self._leases:
@@ -239,5 +239,5 @@ def evaluation_batches(
 
 
 def _channels_first(images: Images) -> torch.Tensor:
-    """Return a view [B, 3, H, W]: copying the order of 20 MB takes as long as a GPU's step."""
+    """Return a view [B, 3, H, W]: a copy in another memory order takes as long as a GPU's step."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)

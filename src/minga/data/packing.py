@@ -1,7 +1,7 @@
-"""Packing a data set: many small files -> a few shards, in the same order.
+"""Pack a data set: many small files become a few shards, in the same order.
 
 A pack is a folder with ``train/`` and ``val/``, shards and a manifest in each, and ``packed.json``,
-a note of what it was made from, by which a second packing sees that nothing is to be done.
+a record of its source, by which a second packing finds that nothing changed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NOTE = "packed.json"
 
 _PER_SHARD = 1000
 _MOST_SHARDS = 500
-"""Of a half: `make check` reads a little of each of the first thousand files, so also the note."""
+"""Per half. `make check` looks at the first thousand files only, and must find the record."""
 _BESIDES_BYTES = 2500
-"""What a sample takes in a shard besides its image: two headers, its class, two paddings."""
+"""Bytes of a sample in a shard apart from its image: two headers, its class, two paddings."""
 
 Tell = Callable[[int, int], None]
-"""Is told how many samples are packed, of how many."""
+"""Called with the number of packed samples and the total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Tree:
     """The files under some folders.
 
     Args:
-        digest: of their names, sizes and times of change.
-        images: how many are images.
+        digest: of their names, sizes and modification times.
+        images: number of images.
         image_bytes: size of all images.
     """
 
@@ -51,7 +51,7 @@ class Tree:
 
 
 def look_at(folders: list[Path]) -> Tree:
-    """Return what is under these folders; reads no file.
+    """Return the tree below these folders, without reading a file.
 
     Raises:
         DataError: ``data-unreadable``.
@@ -72,7 +72,7 @@ def _look_at(folders: list[Path]) -> Tree:
         for path in _files(folder):
             try:
                 of = os.stat(path)
-            except FileNotFoundError:  # a link to nowhere
+            except FileNotFoundError:  # a broken link
                 of = os.lstat(path)
             name = path[len(str(folder)) :]
             line = f"{number} {name}\0{of.st_size} {of.st_mtime_ns}\n"
@@ -84,7 +84,7 @@ def _look_at(folders: list[Path]) -> Tree:
 
 
 def is_pack(folder: Path, digest: str = "") -> bool:
-    """Tell whether a folder is a pack, and one of what has this digest if one is given."""
+    """Return whether a folder is a pack, and, if given, whether it has this digest."""
     try:
         note = json.loads((folder / NOTE).read_text())
         return bool(note["digest"] == digest or not digest)
@@ -95,16 +95,16 @@ def is_pack(folder: Path, digest: str = "") -> bool:
 def pack(
     config: DataConfig, out: Path, *, tree: Tree | None = None, replace: bool = False, tell: Tell
 ) -> bool:
-    """Write a data set as a pack, samples in their order; return whether anything was written.
+    """Write a data set as a pack, in the same order; return whether anything was written.
 
-    Nothing is written if ``out`` is a pack of the same files. It gets its name once it is complete.
+    Nothing is written if ``out`` is a pack of the same files. A pack is renamed once complete.
 
     Args:
-        config: where the data are: a folder, perhaps another with the validation half.
+        config: the data: one folder, or two if the validation half is elsewhere.
         out: the pack's folder.
-        tree: what :func:`look_at` says of these folders, if it was asked already.
-        replace: a pack of other files is replaced.
-        tell: is told how far it is.
+        tree: result of :func:`look_at` for these folders, if known.
+        replace: whether to replace a pack of other files.
+        tell: called with the progress.
 
     Raises:
         UsageError: ``folder-in-use``: something else is in ``out``.
@@ -141,7 +141,7 @@ def pack(
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield all files in the order of their names, each folder once, however it is linked."""
+    """Yield all files in the order of their names, each folder once even if linked twice."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         of = os.stat(root)
@@ -154,7 +154,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 class _Counted:
-    """A source that tells how many of its images were read."""
+    """A source that reports how many of its images were read."""
 
     def __init__(self, source: Source, tell: Callable[[], None]) -> None:
         self.labels: Labels = source.labels
@@ -199,5 +199,5 @@ def _no_room(folder: Path, why: str) -> RunFailed:
     return RunFailed(
         f"no room in {folder} to pack the data: {why}",
         code="disk-full",
-        hints=(Hint("what takes it?", f"df -h {folder}; du -xh --max-depth=2 . | sort -h | tail"),),
+        hints=(Hint("what uses it?", f"df -h {folder}; du -xh --max-depth=2 . | sort -h | tail"),),
     )

@@ -1,4 +1,4 @@
-"""What lies elsewhere, and what can go wrong on the way to it."""
+"""Remote objects, and the errors of fetching them."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from minga.errors import DataError, Hint
 
 
 class Remote(NamedTuple):
-    """An object somewhere else."""
+    """A remote object."""
 
     url: str
     folder: str
-    """Its address without the name: what is beside it has the same."""
+    """Its address without the name; objects beside it have the same."""
     name: str
     size_bytes: int
     tag: str
-    """Another content, another tag; empty where the service gives none."""
+    """Changes with the content; empty if the service gives none."""
 
 
 class Unsteady(Exception):
-    """The network or the service failed in a way that may pass."""
+    """A temporary failure of the network or the service."""
 
 
 class Spoiled(Exception):
-    """What came is not what is there."""
+    """The received bytes are not those of the object."""
 
 
 class Sink(Protocol):
-    """Where the bytes of one object go."""
+    """A destination for the bytes of one object."""
 
     @property
     def at(self) -> int:
-        """Bytes that are there already."""
+        """Bytes received so far."""
 
     def write(self, data: bytes, /) -> int:
         """Append. Raises OSError."""
 
     def rewind(self) -> None:
-        """Drop what is there: the service begins at the beginning."""
+        """Discard the bytes so far: the service starts from the beginning."""
 
 
 class Store(Protocol):
     """One kind of address. Calls may come from several threads."""
 
     def list(self, prefix: str, *, deep: bool = False) -> list[Remote]:
-        """Return the objects whose address begins so; ``deep``: those in folders below, too.
+        """Return the objects below an address; ``deep`` includes subfolders.
 
         Raises:
             DataError, Unsteady.
@@ -55,7 +55,7 @@ class Store(Protocol):
         """Look at one object. Raises DataError or Unsteady."""
 
     def fetch(self, remote: Remote, sink: Sink) -> str | None:
-        """Give a sink the bytes that it lacks; return their digest (``md5:...``) where it is known.
+        """Write the missing bytes to a sink; return the object's digest (``md5:...``) if known.
 
         Raises:
             DataError, Unsteady, Spoiled, and OSError of the sink.
@@ -63,12 +63,12 @@ class Store(Protocol):
 
 
 def shown(url: str) -> str:
-    """Return an address without what signs it."""
+    """Return an address without its signature."""
     return url.partition("?")[0] if url.lower().startswith("http") else url
 
 
 def unsupported(what: str) -> DataError:
-    """Return the error for an address that says too little, or in another language."""
+    """Return the error for an address that minga cannot use."""
     return DataError(
         what,
         code="data-remote-unsupported",
@@ -77,7 +77,7 @@ def unsupported(what: str) -> DataError:
 
 
 def missing(url: str) -> DataError:
-    """Return the error for what is not there."""
+    """Return the error for a missing object."""
     folder = shown(url).rpartition("/")[0]
     command = {"gs": f"gcloud storage ls {folder}/", "s3": f"aws s3 ls {folder}/"}
     return DataError(
@@ -88,7 +88,7 @@ def missing(url: str) -> DataError:
 
 
 def denied(url: str, why: object) -> DataError:
-    """Return the error for what this PC may not read."""
+    """Return the error for an object that this PC may not read."""
     keys = {
         "gs": "GOOGLE_APPLICATION_CREDENTIALS=/path/to/key.json ./start_worker.sh",
         "s3": "AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... ./start_worker.sh",
@@ -101,16 +101,16 @@ def denied(url: str, why: object) -> DataError:
 
 
 def unreachable(url: str, why: object) -> DataError:
-    """Return the error for a network or a service that stayed down."""
+    """Return the error for a network or service that stayed down."""
     return DataError(
         f"{shown(url)} cannot be reached: {words(why)}",
         code="data-remote-unreachable",
-        hints=(Hint("start again: what has come is kept", "./start_worker.sh"),),
+        hints=(Hint("start again: received bytes are kept", "./start_worker.sh"),),
     )
 
 
 def changed(url: str) -> DataError:
-    """Return the error for an object that is another one than a moment ago."""
+    """Return the error for an object that was replaced meanwhile."""
     return DataError(
         f"{shown(url)} was replaced while it was fetched",
         code="data-corrupt",
@@ -119,7 +119,7 @@ def changed(url: str) -> DataError:
 
 
 def refusal(status: int, url: str, why: object) -> Exception:
-    """Return what an HTTP status means."""
+    """Return the error for an HTTP status."""
     if status in (404, 410):
         return missing(url)
     if status in (412, 416):

@@ -1,8 +1,8 @@
 """WebDataset shards on this PC: plain tar files of samples, read at random.
 
 A sample is the members that share a name up to the first dot: an image and ``cls``, the class
-index as text. A ``manifest.json`` beside the shards, where there is one, says how many bytes
-and samples each has, and names the classes. Nothing here looks at ``RANK`` or ``WORLD_SIZE``.
+index as text. An optional ``manifest.json`` beside the shards lists the bytes
+and samples of each, and the class names. ``RANK`` and ``WORLD_SIZE`` are ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Sample(NamedTuple):
 
 
 class ShardSource:
-    """Samples of several shards, shard by shard, in the order they stand in them.
+    """Samples of several shards, shard by shard, in the order of the files.
 
     Args:
         shards: each shard's path and its samples.
@@ -79,7 +79,7 @@ def are_shards(config: DataConfig) -> bool:
 
 
 def local_shards(config: DataConfig, half: str) -> list[Path]:
-    """Return the shards of one half that lie on this PC, at least one.
+    """Return the local shards of one half, at least one.
 
     Raises:
         DataError: there are none.
@@ -93,7 +93,7 @@ def open_shards(
     """Return the class names and the halves; walks through every shard.
 
     Args:
-        where: what to call the data in a message.
+        where: name of the data for messages.
         halves: each half's shards, at least one.
 
     Raises:
@@ -118,7 +118,7 @@ def open_shards(
 
 
 def _open_half(paths: list[Path]) -> tuple[list[str], ShardSource]:
-    """Return what class names there are, perhaps none, and the samples, at least one."""
+    """Return the class names, possibly none, and the samples, at least one."""
     folder = paths[0].parent
     manifests = {each: read_manifest(each) for each in {path.parent for path in paths}}
     promises = {each: manifest.get("shards", {}) for each, manifest in manifests.items()}
@@ -139,20 +139,20 @@ def write_shards(
     per_shard: int = 1000,
     shuffle: bool = True,
 ) -> list[Path]:
-    """Write a split's images, as they are encoded, as shards; return their paths.
+    """Write a split's encoded images as shards; return their paths.
 
-    Writing again gives the same bytes. No shard has its name before all are complete, and the
-    manifest comes last.
+    Writing again gives the same bytes. Shards are renamed once all are complete; the
+    manifest is written last.
 
     Args:
-        split: what to write.
-        folder: where to; give each split its own.
+        split: the images.
+        folder: the folder to write; one per split.
         prefix: shards are called ``<prefix>-000000.tar`` and so on.
         classes: names, for the manifest.
-        per_shard: samples in each shard but the last.
-        shuffle: once, by a fixed seed. Without it sample number 17 is number 17 of the shards,
-            too: a worker that has the images as files and one that has these shards mean the
-            same sample by a number, as all workers of a run must.
+        per_shard: samples per shard; the last may have fewer.
+        shuffle: once, with a fixed seed. Without it sample 17 of the split is sample 17 of the
+            shards: a worker with image files and one with these shards then mean the
+            same sample by an index, as all workers of a run must.
 
     Raises:
         DataError: a file cannot be read.
@@ -182,7 +182,7 @@ def _write_shard(
     from webdataset import TarWriter  # imports torch
 
     source = split.source
-    # a time stamp would make each writing differ, and with fractions also half as long again
+    # a time stamp would make the bytes differ each time
     with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for index in indices:
             image = source.name(index)
@@ -235,7 +235,7 @@ def _paths(where: str) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest beside the shards, its shards by name; empty if there is none.
+    """Return the manifest's shards by name; empty without a manifest.
 
     Raises:
         DataError: it is damaged.
@@ -267,14 +267,14 @@ def _listed_classes(folder: Path) -> list[str]:
 
 
 def _samples(path: Path, promised: dict[str, Any] | None) -> list[_Sample]:
-    """Return a shard's samples after checking that all of it is there."""
+    """Return a shard's samples after checking that the file is complete."""
     size_bytes = path.stat().st_size
     if promised and size_bytes != promised["bytes"]:
         raise damaged(path, f"{size_bytes} bytes, not {promised['bytes']} as in {MANIFEST}")
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             members = _members(tar)
-            # tarfile takes a damaged header, or the end of a cut file, for the end mark
+            # tarfile takes a damaged header, or the end of a truncated file, for the end mark
             if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != _ZERO_BLOCK:
                 raise damaged(path, f"no end mark at byte {tar.offset}")
             samples = [_sample(path, key, fields, file) for key, fields in members.items()]
@@ -286,7 +286,7 @@ def _samples(path: Path, promised: dict[str, Any] | None) -> list[_Sample]:
 
 
 def _members(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Return the files of a tar by key and extension; names that begin with a dot are none."""
+    """Return the files of a tar by key and extension; hidden files are skipped."""
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
         folder, _, name = member.name.rpartition("/")
@@ -317,7 +317,7 @@ def _shard_not_found(path: Path) -> DataError:
 
 
 def damaged(what: Path | str, why: str) -> DataError:
-    """Return the error for a file that is not what it should be."""
+    """Return the error for a damaged file."""
     return DataError(
         f"{what} is damaged: {why}",
         code="data-corrupt",

@@ -17,20 +17,20 @@ from minga.data.augment import Draws, Images, flip, padded_crop, random_box
 from minga.errors import DataError, Hint
 
 SMALL = 64
-"""Images of up to so many pixels a side keep their size and stay in RAM once decoded."""
+"""Images up to this side keep their size and stay in RAM once decoded."""
 
 _CACHE_BYTES = 2 << 30
 MOST_THREADS = 4
-"""More take Python's lock from the training thread: 8 and 16 made a GPU's worker slower."""
+"""More threads take the GIL from the training thread: 8 and 16 slowed a GPU worker down."""
 _BAD_SHARE = 0.01
 _BAD_ALWAYS_ALLOWED = 3
 _MARGIN = 256 / 224
 _NO_NAME = re.compile(r" <_io\.BytesIO[^>]*>")
-"""What Pillow calls an image that it was given as bytes."""
+"""Pillow's name for an image that it reads from bytes."""
 _UNREADABLE = (
     OSError,
     ValueError,
-    SyntaxError,  # Pillow's word for a broken PNG
+    SyntaxError,  # Pillow raises it for a broken PNG
     EOFError,
     struct.error,
     Image.DecompressionBombError,
@@ -45,7 +45,7 @@ class Source(Protocol):
     labels: Labels
 
     def name(self, index: int) -> str:
-        """Return what to call a sample in a message; ends in the image's extension."""
+        """Return a sample's name for messages; it ends in the image's extension."""
 
     def encoded(self, index: int) -> bytes:
         """Return the image file's bytes. Raises OSError."""
@@ -55,7 +55,7 @@ class Split:
     """The training or the validation half of a data set.
 
     A sample that cannot be decoded is replaced by the next readable one, image and label,
-    and stands in ``bad`` with the reason.
+    and is listed in ``bad`` with the reason.
 
     Args:
         source: the encoded images.
@@ -88,8 +88,8 @@ class Split:
 
         Args:
             indices: int64 [B].
-            numbers: [B, 5] of :func:`minga.data.augment.draws` for the training view;
-                None for the plain one.
+            numbers: [B, 5] of :func:`minga.data.augment.draws` to augment;
+                None for the plain image.
 
         Raises:
             DataError: more than 1 % of the split (and more than 3 images) are unreadable.
@@ -103,15 +103,15 @@ class Split:
         return images, self.labels[self._stand_in[indices]]
 
     def close(self) -> None:
-        """Cut short what is being read, and read no more: it raises in who waits for it.
+        """Abort the read in progress, and read no more; the waiting caller gets an exception.
 
-        Thousands of large images take long, and a thread that is in torch when Python ends
+        Thousands of large images take long, and a thread inside torch while Python exits
         aborts the process.
         """
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _large(self, indices: npt.NDArray[np.int64], numbers: Draws | None) -> Images:
-        """Decode, cut and mirror: all of it side by side, as it takes longer than a GPU's step."""
+        """Decode, crop and mirror in parallel: in one thread it takes longer than a GPU's step."""
         images = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
 
         def fill(row: int) -> None:
@@ -135,7 +135,7 @@ class Split:
         return self._cache[indices]
 
     def _view(self, index: int, numbers: Draws | None = None) -> Images:
-        """Return one image, or that of the next readable sample."""
+        """Return one image, or the next readable one."""
         first = int(self._stand_in[index])
         for step in range(len(self)):
             at = (first + step) % len(self)
@@ -169,14 +169,14 @@ class Split:
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Return an RGB image of whatever Pillow can read: JPEG, PNG, WebP; grey, CMYK, palette."""
+    """Return an RGB image from any format and colour mode that Pillow reads."""
     with Image.open(io.BytesIO(encoded)) as image:
-        image.info.pop("transparency", None)  # not kept, and Pillow would warn of a palette's
+        image.info.pop("transparency", None)  # not kept; for a palette's, Pillow would warn
         return image.convert("RGB")
 
 
 def plain_view(image: Image.Image, size: int) -> Images:
-    """Return the middle of an image as uint8 [size, size, 3].
+    """Return the centre of an image as uint8 [size, size, 3].
 
     Up to 64 px that is the largest square; above, shorter side to 8/7 of ``size``, then
     the centre (256 and 224, He et al. 2015, arXiv:1512.03385).

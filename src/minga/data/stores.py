@@ -1,7 +1,7 @@
-"""Clients of object stores and of the web: what is there, how long it is, its bytes.
+"""Clients of object stores and web servers: list, size, bytes.
 
-Nothing is kept here, and nothing is tried twice: what may pass is an Unsteady, all else that can
-go wrong is a DataError. The clients' packages are imported when an address of their kind is used.
+They keep nothing and retry nothing: a temporary failure is an Unsteady, any other
+failure a DataError. A client's package is imported when an address of its kind is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from minga.data.remote import (
 
 _CONNECT_S = 20.0
 _READ_S = 60.0
-"""A connection that says nothing for so long is taken for dead."""
+"""A connection that is silent for so long counts as dead."""
 _CHUNK_BYTES = 1 << 20
 _MD5 = re.compile(r'"([0-9a-f]{32})"')
 _URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
@@ -56,7 +56,7 @@ def open_store(url: str) -> Store:
 
 
 class GoogleStore:
-    """Google Cloud Storage; without credentials only what everybody may read."""
+    """Google Cloud Storage; without credentials, public objects only."""
 
     def __init__(self, url: str) -> None:
         from google.auth.exceptions import DefaultCredentialsError
@@ -64,7 +64,7 @@ class GoogleStore:
 
         with _google_troubles(url):
             try:
-                self._client = storage.Client(project="<none>")  # it only matters to who creates
+                self._client = storage.Client(project="<none>")  # only matters for creating buckets
             except DefaultCredentialsError:
                 if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
                     raise
@@ -96,8 +96,8 @@ class GoogleStore:
             self._client.bucket(bucket).blob(key).download_to_file(
                 sink,
                 start=sink.at or None,
-                raw_download=True,  # as it is stored, whatever its Content-Encoding
-                checksum=None,  # of a part there is none; minga looks at the whole
+                raw_download=True,  # as stored, regardless of its Content-Encoding
+                checksum=None,  # a part has no digest; minga checks the whole
                 if_generation_match=int(generation),
                 retry=None,
                 timeout=(_CONNECT_S, _READ_S),
@@ -114,7 +114,7 @@ def _of_blob(bucket: str, blob: Any) -> Remote:
 def _google_troubles(url: str) -> Iterator[None]:
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
-    from requests import RequestException  # the client's own: both come out of it as they are
+    from requests import RequestException  # the client's own errors pass unchanged
     from urllib3.exceptions import HTTPError
 
     try:
@@ -123,7 +123,7 @@ def _google_troubles(url: str) -> Iterator[None]:
         raise refusal(int(error.code or 500), url, error.message) from error
     except (TransportError, RequestException, HTTPError, ConnectionError) as error:
         raise Unsteady(words(error)) from error
-    except InvalidOperation as error:  # nobody's credentials cannot be refreshed
+    except InvalidOperation as error:  # anonymous credentials cannot be refreshed
         raise denied(url, "it is not public, and this PC has no credentials") from error
     except GoogleAuthError as error:
         raise denied(url, error) from error
@@ -133,7 +133,7 @@ def _google_troubles(url: str) -> Iterator[None]:
 
 
 class S3Store:
-    """S3 and what speaks like it (``AWS_ENDPOINT_URL``); unsigned where there is no key."""
+    """S3 and compatible services (``AWS_ENDPOINT_URL``); unsigned without a key."""
 
     def __init__(self, url: str) -> None:
         import boto3
@@ -187,7 +187,7 @@ class S3Store:
                 if not data:
                     break
                 sink.write(data)
-        # under a key of KMS or the customer's own, or of several parts, it is no MD5
+        # not an MD5 with a KMS or customer key, or in several parts
         plain = answer.get("ServerSideEncryption", "AES256") == "AES256"
         md5 = _MD5.fullmatch(remote.tag)
         return f"md5:{md5[1]}" if md5 and plain and "SSECustomerAlgorithm" not in answer else None
@@ -205,7 +205,7 @@ def _s3_troubles(url: str) -> Iterator[None]:
         told = said.get("Error", {})
         why = f"{told.get('Code', '')} {told.get('Message', '')}"
         raise refusal(status, url, why) from error
-    except exceptions.ParamValidationError as error:  # no bucket can have that name
+    except exceptions.ParamValidationError as error:  # not a valid bucket name
         raise missing(url) from error
     except (
         exceptions.HTTPClientError,
@@ -223,10 +223,10 @@ def _s3_troubles(url: str) -> Iterator[None]:
 
 
 class Web:
-    """Any web server: it cannot be listed, and it need not know ranges."""
+    """Any web server: no listing, and ranges are optional."""
 
     def list(self, prefix: str, *, deep: bool = False) -> list[Remote]:
-        """Raise DataError: the web has no listing."""
+        """Raise DataError: a web server has no listing."""
         raise unsupported(
             f"{shown(prefix)} cannot be listed: name .tar files (train-{{000000..000099}}.tar), "
             "or put the manifest.json beside them that minga writes"
@@ -241,7 +241,7 @@ class Web:
                 if error.code not in (403, 405, 501):
                     raise
                 error.close()
-                answer = _request(url, "GET", 0, 0)  # an address that is signed for GET only
+                answer = _request(url, "GET", 0, 0)  # the address may be signed for GET only
             with answer:
                 headers = answer.headers
         length = headers.get("Content-Range", headers.get("Content-Length", "")).rpartition("/")[2]
@@ -263,7 +263,7 @@ class Web:
             while True:
                 with _web_troubles(remote.url):
                     data = answer.read(_CHUNK_BYTES)
-                if not data:  # or cut short: minga looks at the length
+                if not data:  # or truncated: minga checks the length
                     return None
                 sink.write(data)
 
