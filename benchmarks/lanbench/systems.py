@@ -23,7 +23,7 @@ _LIMIT_S = 900.0
 _LOOK_S = 0.5
 _MINUTE_S = 60.0
 _SETTLED_S = 12.0
-"""H is chosen anew every 5 s; no change for so long, and for two windows, is settled."""
+"""H is chosen every 5 s; without a change for so long, and for two windows, it is settled."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""All that minga prints: results on stdout, talk on stderr, errors, and the live view of a run.
+"""minga's output: results on stdout, messages on stderr, errors, and the live view of a run.
 
 The live view shows a *status*, which is what ``runs/<run id>/status.json`` holds::
 
@@ -7,7 +7,7 @@ The live view shows a *status*, which is what ``runs/<run id>/status.json`` hold
     workers: [{rank, name, host, device, state, samples, local_steps, samples_per_s, staleness_mean,
                staleness_max, refused, last_seen_s}]
 
-Any key may be missing or None: it is shown as a dash. Accuracies are shares of 1.
+A missing key or None is shown as a dash. Accuracies are from 0 to 1.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def results() -> RichConsole:
 
 @cache
 def talk() -> RichConsole:
-    """Return the console of everything said on the way: stderr."""
+    """Return the console of messages: stderr."""
     return RichConsole(theme=_THEME, highlight=False, file=cast(TextIO, _Stderr()))
 
 
 class _Stderr:
-    """The present stderr; a log on a full disk, or a reader that went away, ends no training."""
+    """The present stderr; a full disk or a closed pipe does not end training."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ class _Stderr:
 
 
 def show_error(error: MingaError) -> None:
-    """Say what went wrong, what to check, and where to read more."""
+    """Print what went wrong, what to check, and where to read more."""
     talk().print(f"[bad]error\\[{error.code}][/bad]:", Text(error.what), soft_wrap=True)
     more = Hint("more", f"docs/troubleshooting.md#{error.code}")
     hints = (*error.hints, more)
@@ -87,7 +87,7 @@ def show_error(error: MingaError) -> None:
 
 
 class Console:
-    """How one role talks on stderr: log lines, sentences, warnings."""
+    """The messages of one role on stderr: log lines, sentences, warnings."""
 
     interval_s = 10.0
     """Seconds between two progress lines."""
@@ -109,7 +109,7 @@ class Console:
         talk().print(sentence, markup=False, soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
-        """Print a sentence that deserves a second look."""
+        """Print a warning."""
         talk().print(f"warning: {sentence}", style="warn", markup=False, soft_wrap=True)
 
 
@@ -215,9 +215,9 @@ def _summary(status: Status) -> dict[str, object]:
 
 
 class Progress:
-    """Shows how a run goes: a live table on a terminal, else a log line now and then.
+    """Shows a run's progress: a live table on a terminal, else a log line at intervals.
 
-    Use it as a context manager; leaving it shows the last status. For one thread.
+    Use it as a context manager; leaving it shows the last status. Not thread-safe.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -246,7 +246,7 @@ class Progress:
             self._live.stop()
 
     def update(self, status: Status) -> None:
-        """Take the newest status; it is shown when the next view is due."""
+        """Take the newest status, to show at the next interval."""
         if self._clock() < self._due:
             self._unseen = status
             return
@@ -262,9 +262,9 @@ class Progress:
 
 
 class Counting:
-    """Shows how far a long count is: a bar on a terminal, else a line now and then.
+    """Shows the progress of a long count: a bar on a terminal, else a line at intervals.
 
-    Use it as a context manager, and call it with what is done and the total. For one thread.
+    Use it as a context manager, and call it with the count and the total. Not thread-safe.
     """
 
     def __init__(self, what: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -295,9 +295,9 @@ class Counting:
             self._bars.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Take the newest count; it is shown when the next view is due."""
+        """Take the newest count, to show at the next interval."""
         now_s = self._clock()
-        if self._first is None:  # what was imported before it is not the count's time
+        if self._first is None:  # the time of imports before it does not count
             self._first, self._due = (now_s, done), now_s + self._interval_s
         if now_s < self._due:
             return

@@ -36,10 +36,10 @@ _SETTINGS = {
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Train digits with real processes, show how it goes, say where the results are.
+    """Train digits with real processes; show the progress and the results.
 
     Raises:
-        RunFailed: ``demo-failed``, when a process ended early; its log is named.
+        RunFailed: ``demo-failed``: a process ended early; its log is named.
     """
     console = Console("demo")
     console.interval_s = _SHOW_S
@@ -81,7 +81,7 @@ def run_demo(options: DemoOptions) -> int:
 
 
 def _watch(console: Console, folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Show the run's status until the ps has ended; every process must end well."""
+    """Show the run's status until the ps has ended; every process must succeed."""
     deadline = time.monotonic() + _LIMIT_S
     with Progress(console) as progress:
         while processes["ps"].poll() is None:
@@ -120,7 +120,7 @@ def _conclude(folder: Path) -> int:
 def _process(
     name: str, arguments: list[str], folder: Path, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ``minga ...`` with a log of its own; kill what is left of it at the end."""
+    """Start ``minga ...`` with its own log; kill what is left of it at the end."""
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "minga", *arguments],
@@ -141,7 +141,7 @@ def _failed(folder: Path, name: str, what: str) -> RunFailed:
     return RunFailed(
         f"the demo's {name} {what}",
         code="demo-failed",
-        hints=(Hint("what did it say?", f"cat {folder / f'{name}.log'}"),),
+        hints=(Hint("what does its log say?", f"cat {folder / f'{name}.log'}"),),
     )
 
 

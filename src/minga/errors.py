@@ -5,7 +5,7 @@ MingaError
 ├── UsageError         2  wrong flag, key, value, range
 ├── Unreachable        3  no parameter server there, or the link stayed down
 ├── DataError          4  data missing, empty, corrupt
-└── Refused            5  version, checkpoint, rank, token: both sides are well, they do not match
+└── Refused            5  version, checkpoint, rank, token: both sides work but do not match
 
 The command line shows ``error[code]: what``, one line per hint, and where to read more;
 ``docs/troubleshooting.md`` has an anchor per code (a test holds that).
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One thing to check: a short question and the command that answers or fixes it."""
+    """One thing to check: a short question, and the command that answers or fixes it."""
 
     question: str
     command: str
@@ -29,9 +29,9 @@ class MingaError(Exception):
     """Base of every error that a user can cause.
 
     Args:
-        what: one sentence; names the host, file or value that is at fault.
+        what: one sentence that names the host, file or value at fault.
         code: stable, lower-case, hyphenated; an anchor of ``docs/troubleshooting.md``.
-        hints: what to check, each with the command that does it.
+        hints: things to check, each with its command.
     """
 
     exit_status: ClassVar[int] = 1
@@ -56,7 +56,7 @@ class UsageError(MingaError):
 
 
 class Unreachable(MingaError):
-    """Nothing answers there, or the link stayed down."""
+    """Nothing answers, or the link stayed down."""
 
     exit_status = 3
 

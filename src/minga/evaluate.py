@@ -19,11 +19,11 @@ from minga.worker.replica import Replica, pick_device
 def evaluate_checkpoint(
     path: Path, data: DataConfig | None, device: str | None, batch_size: int
 ) -> dict[str, Any]:
-    """Return accuracy and loss of a checkpoint, and what the checkpoint itself says.
+    """Return accuracy and loss of a checkpoint, beside those that it reports.
 
     Args:
         path: ``best.pth`` or ``last.pth``.
-        data: where the images are; None takes the run's own setting.
+        data: the images; None takes the run's own setting.
         device: as for a worker.
         batch_size: images at a time.
 
@@ -40,7 +40,7 @@ def evaluate_checkpoint(
             f"{path} was trained on other classes ({facts['classes']}) "
             f"than these data have ({len(images.classes)})",
             code="classes-differ",
-            hints=(Hint("name the data it was trained on", f"minga eval {path} --data ..."),),
+            hints=(Hint("on the data it was trained on?", f"minga eval {path} --data ..."),),
         )
     model = zoo.build_model(
         settings.model.name,

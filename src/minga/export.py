@@ -12,7 +12,7 @@ from minga.ps import checkpoint
 def export_checkpoint(path: Path, out: Path | None = None) -> Path:
     """Write ``model`` of a checkpoint as safetensors beside it, or to ``out``; return the path.
 
-    The metadata (strings) say run, model, classes, image size and accuracy.
+    The metadata (strings) hold run, model, classes, image size and accuracy.
 
     Raises:
         Refused: the checkpoint cannot be read.

@@ -1,4 +1,4 @@
-"""What ps and worker say to each other: protocol version and the shapes of their messages.
+"""The protocol of ps and worker: its version and the shapes of messages.
 
 A join (JSON frames on TLS)::
 
@@ -12,12 +12,12 @@ In a session every call is ``(message, tensors)``; ``message["do"]`` is one of
 
     weights   -> full fp32 weights and BatchNorm buffers; sets the reference
     push      -> verdict and, if applied, the encoded reply and the BatchNorm buffers;
-                 ``held_s``: how long it was held back for the others of its round
+                 ``held_s``: seconds that it waited for the others of its round
     snapshot  -> the frozen weights and buffers of the current validation
-    result    -> takes what was measured on a validation or calibration lease
-    work      -> nothing but the work
-    progress  -> nothing: the worker is at work on what it holds, which it keeps
-    leave     -> gives back what the worker holds; ``failed: {code, what}`` says why it ends
+    result    -> takes the result of a validation or calibration lease
+    work      -> the next work only
+    progress  -> empty; renews the worker's leases
+    leave     -> gives back the worker's leases; ``failed: {code, what}`` is the reason
 
 and every answer carries ``work``: see :class:`Work`.
 """
@@ -38,12 +38,12 @@ DEFAULT_PORT = 30005
 
 TRAIN, WAIT, DONE, STOPPED = "train", "wait", "done", "stopped"
 FAILED = "failed"
-"""How a run can end besides; its workers are told ``stopped``."""
+"""The run diverged; its workers get ``stopped``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a worker does next."""
+    """The next work of a worker."""
 
     task: str
     """``train``; ``wait`` (nothing free now); ``done`` (the run is over); ``stopped``."""
@@ -63,7 +63,7 @@ class Work:
 
 
 def machine_id() -> str:
-    """Return what names this PC: the same for all its processes and across restarts."""
+    """Return an id of this PC: the same for all its processes and across restarts."""
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         if path.exists() and (text := path.read_text().strip()):
             return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -71,7 +71,7 @@ def machine_id() -> str:
 
 
 def loopback_id() -> str:
-    """Return what names this process's loopback: equal for two processes that share one.
+    """Return an id of this process's loopback interface: equal for processes that share it.
 
     A PC can hold several network namespaces (containers, virtual PCs), each with its own.
     """

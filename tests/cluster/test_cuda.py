@@ -60,5 +60,5 @@ def test_a_batch_too_large_for_the_gpu_is_answered_with_one_to_try(tmp_path: Pat
         assert lan.finish("worker1", 240) == 1
         said = lan.log("worker1")
     assert "Traceback" not in said
-    assert re.search(r"cuda.* has not enough memory for a batch of 8192; try 4096", said)
+    assert re.search(r"cuda.* has too little memory for a batch of 8192; try 4096", said)
     assert "nvidia-smi" in said

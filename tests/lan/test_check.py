@@ -339,9 +339,9 @@ def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
     lan.ps.power_off()
     rows = project.checked("LIMIT=pc2")
     assert rows["pc2"]["ps"]["state"] == "WARN"
-    assert "could not be asked" in rows["pc2"]["ps"]["detail"]
+    assert "did not answer" in rows["pc2"]["ps"]["detail"]
     told = project.make("purge", expected=2)
-    assert "error[pcs-missed]: make purge did its work on 2 of 3 PCs, not on pc1" in told
+    assert "error[pcs-missed]: make purge succeeded on 2 of 3 PCs, not on pc1" in told
     rows = project.checked(expected=2)
     assert states(rows["pc1"], "FAIL") == {"ssh"}
     assert states(rows["pc2"], "FAIL") == states(rows["bare"], "FAIL") == set()

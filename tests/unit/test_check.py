@@ -209,7 +209,7 @@ def test_a_system_that_deploy_cannot_serve_has_a_command_of_its_own() -> None:
     old = {"names": ["debian"], "version": "11", "title": "Debian 11"}
     state, detail, _, fix = _one("compose", facts__docker__compose="", facts__system=old)
     assert state == "FAIL"
-    assert "Debian 11 brings none that is new enough" in detail
+    assert "Debian 11 has none that is new enough" in detail
     assert fix.startswith("sudo apt-get install -y docker-compose-plugin")
 
 
@@ -339,7 +339,7 @@ def test_another_pc_at_the_ps_s_address_fails() -> None:
 
 def test_a_line_that_was_not_tried_says_why() -> None:
     assert "port 30005 is not free" in _one("ps", dial={})[1]
-    assert "pc1 could not be asked" in _one("ps", dial={}, ps={})[1]
+    assert "pc1 did not answer" in _one("ps", dial={}, ps={})[1]
 
 
 @pytest.mark.parametrize(("mbit_per_s", "state"), [(941, "PASS"), (50, "PASS"), (49, "WARN")])
@@ -359,7 +359,7 @@ def test_minga_s_own_ps_is_reached_and_not_measured() -> None:
 def test_data_that_are_missing_or_differ_are_deploys_affair() -> None:
     assert _one("data", facts__data={"set": None})[::3] == ("WARN", "make deploy")
     other = {**DATA, "files": 9}
-    assert _one("data", facts__data={"set": None})[1] == "set is not there yet"
+    assert _one("data", facts__data={"set": None})[1] == "set is not on the PC yet"
     assert "9 files there, 10 here" in _one("data", facts__data={"set": other})[1]
     assert _one("data", facts__data={"set": {**DATA, "digest": "e"}})[0] == "WARN"
 
@@ -377,7 +377,7 @@ def test_data_that_a_pc_has_of_its_own_are_nobodys_affair_but_must_be_there() ->
     )
     nothing_here = Wanted("x86_64", ps="pc1", data={"set": None})
     assert _one("data", **own, wanted=nothing_here)[1] == (
-        "10 files in /mnt/flowers: there are none here"
+        "10 files in /mnt/flowers: this PC has none"
     )
     assert "data" not in _rows(nothing_here)
     free = {**DISK, "free_bytes": 9 * 10**9}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minga.deploy import play
-from minga.deploy.play import Ending, Outcome, judge
+from minga.deploy.play import Ending, Outcome, to_error
 from minga.errors import Refused
 from support import needs
 
@@ -20,12 +20,12 @@ FAILED = Ending("desk-c", "failed", "no disk")
 
 
 def test_all_well_is_nothing_to_tell() -> None:
-    assert judge("deploy", Outcome(0, endings=[DONE])) is None
+    assert to_error("deploy", Outcome(0, endings=[DONE])) is None
 
 
 @pytest.mark.parametrize("status", [0, 2, 4])
 def test_missed_pcs_are_named_whatever_ansible_says(status: int) -> None:
-    error = judge("deploy", Outcome(status, endings=[DONE, OFF, FAILED]))
+    error = to_error("deploy", Outcome(status, endings=[DONE, OFF, FAILED]))
     assert error is not None
     assert (error.exit_status, error.code) == (3, "pcs-missed")
     assert "on 1 of 3 PCs, not on desk-b, desk-c" in error.what
@@ -41,14 +41,14 @@ def test_missed_pcs_are_named_whatever_ansible_says(status: int) -> None:
     ],
 )
 def test_a_refusal_is_not_the_failure_of_a_pc(by: str, code: str, status: int) -> None:
-    error = judge("purge", Outcome(2, refused_by=by, refused="because", endings=[DONE, FAILED]))
+    error = to_error("purge", Outcome(2, refused_by=by, refused="because", endings=[DONE, FAILED]))
     assert error is not None
     assert (error.code, error.exit_status) == (code, status)
     assert error.what == "make purge did nothing. because"
 
 
 def test_a_playbook_that_fails_by_itself_is_a_failure() -> None:
-    error = judge("train", Outcome(4))
+    error = to_error("train", Outcome(4))
     assert error is not None
     assert (error.code, error.exit_status) == ("playbook-failed", 1)
 

@@ -1,4 +1,4 @@
-"""The commands, each with its name and place; what they do is imported when they run."""
+"""The commands; their implementations are imported when they run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minga.cli import audit, checkpoints, config, data, plan, roles
 
 
 def build_app() -> App:
-    """Return the command line; errors and Ctrl-C leave it as exceptions."""
+    """Return the command line app; errors and Ctrl-C are raised as exceptions."""
     app = App(
         name="minga",
         help="Asynchronous training of image classifiers on the PCs of a LAN.",

@@ -1,4 +1,4 @@
-"""The one place where errors become words and an exit status."""
+"""The boundary where errors become messages and an exit status."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _speak_utf8() -> None:
-    """Start again in Python's UTF-8 mode, on a PC whose locale names files in another way.
+    """Restart in Python's UTF-8 mode on a PC whose locale has another encoding.
 
-    Else names of classes with accents would not be the same on all PCs. Python does this by itself
-    for the C locale, unless it was told not to.
+    Else class names with accents would differ between PCs. Python does this automatically
+    for the C locale, unless disabled.
     """
     if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
         return
@@ -63,12 +63,12 @@ def _as_usage_error(error: CycloptsError) -> UsageError:
     return UsageError(
         str(error),
         code="config-value" if wrong_value else "usage",
-        hints=(Hint("what is there?", f"{command} --help"),),
+        hints=(Hint("what exists?", f"{command} --help"),),
     )
 
 
 def _as_system_error(error: OSError) -> MingaError | None:
-    """Return what the system refused as a sentence, or None where it is not the user's."""
+    """Return a system error as one of minga's, or None if the user cannot fix it."""
     where = f": {error.filename}" if error.filename else ""
     folder = Path(error.filename).parent if isinstance(error.filename, str) else Path()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -77,7 +77,7 @@ def _as_system_error(error: OSError) -> MingaError | None:
             code="disk-full",
             hints=(
                 Hint("how much space is free?", f"df -h {folder}"),
-                Hint("then start again", "a ps goes on from its last checkpoint"),
+                Hint("then start again", "a ps resumes from its last checkpoint"),
             ),
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

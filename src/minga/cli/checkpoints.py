@@ -27,7 +27,7 @@ def evaluate(
     Args:
         checkpoint: A run's best.pth or last.pth.
         data: The data; none takes the run's data.path.
-        device: cpu, cuda, cuda:1, mps; none takes the best one there is.
+        device: cpu, cuda, cuda:1, mps; none takes the best available.
         batch_size: Images at a time.
         json: One JSON object instead of lines.
     """

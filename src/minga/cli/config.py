@@ -34,7 +34,7 @@ def show(
     json: Annotated[bool, Parameter(negative=())] = False,
     settings: SettingsFlags = None,
 ) -> None:
-    """Show every setting a ps started like this would use, and where it comes from.
+    """Show every setting that a ps with these flags would use, and its source.
 
     Args:
         config: YAML file of settings, or none; the default may be missing.

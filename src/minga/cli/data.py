@@ -1,4 +1,4 @@
-"""``minga data``: prepare, pack and verify what workers train on."""
+"""``minga data``: prepare, pack and verify training data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Count = Annotated[int, Parameter(validator=Number(gte=1))]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratedOptions:
-    """What generated images are like."""
+    """Options of generated images."""
 
     classes: Annotated[int, Parameter(validator=Number(gte=2))] = 10
     """Classes."""
@@ -33,9 +33,9 @@ class GeneratedOptions:
     size: Annotated[int, Parameter(validator=Number(gte=8))] = 64
     """Side in pixels."""
     difficulty: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.5
-    """0: a child tells the classes apart; 1: hardly anybody."""
+    """0: easy to distinguish; 1: hardly distinguishable."""
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
-    """Another seed, other images."""
+    """Another seed gives other images."""
 
 
 _GENERATED = GeneratedOptions()
@@ -57,11 +57,11 @@ def digits(*, out: Path = Path("data/digits")) -> None:
 def generated(
     *, out: Path = Path("data/generated"), options: GeneratedOptions = _GENERATED
 ) -> None:
-    """Write made-up images as image folders: any size, the same on every PC.
+    """Write generated images as image folders: any size, the same on every PC.
 
     Args:
         out: The folder to write.
-        options: what they are like.
+        options: of the images.
     """
     from minga.data.generated import generate
 
@@ -93,12 +93,12 @@ def verify(
     val_path: str | None = None,
     format: DataFormat = "auto",
 ) -> None:
-    """Open data as a worker would, and tell what the ps compares between PCs.
+    """Open data like a worker, and print the facts that the ps compares between PCs.
 
     Args:
         path: The data.
         val_path: The validation data, if they are elsewhere.
-        format: Their layout; auto looks.
+        format: Their layout; auto detects it.
     """
     from minga.data.dataset import open_data
 

@@ -1,4 +1,4 @@
-"""``minga plan``: what PCs and links would do for a model, before anybody buys them."""
+"""``minga plan``: predict a run on given PCs and links."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GIVEN_NOTHING = (("1x1000",), "4,8,16,32,64")
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRun:
-    """What is to be trained; the defaults are ImageNet-1k with ResNet-50."""
+    """The training; the defaults are ImageNet-1k with ResNet-50."""
 
     model: str = "resnet50"
     """Any torchvision classification model, or small-cnn."""
@@ -43,24 +43,24 @@ class PlannedRun:
     epochs: _Count = 90
     """Passes over it."""
     batch_size: _Count = 128
-    """Images of a local step; the PCs' images per second are with this."""
+    """Images per local step; the PCs' rates refer to it."""
     codec: Codec = "int8"
     """Encoding of pushes and replies."""
     in_flight: InFlight = "train"
-    """What a worker does while a push is on its way."""
+    """A worker trains, or waits, while a push is in flight."""
     local_steps: _Count | None = None
-    """Local steps between two exchanges (H); none balances them as a run does."""
+    """Local steps between two exchanges (H); none balances them like a run."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedLan:
-    """The PCs and links there would be."""
+    """The PCs and links."""
 
     pcs: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
     """COUNTxIMAGES_PER_S, with @MBIT_PER_S for another link: 8x1000, 1x300@20; repeatable."""
     scale: Annotated[str | None, optional()] = None
-    """How many of the first kind of PC, with a row for each: 4,8,16."""
+    """Counts of the first kind of PC, one row each: 4,8,16."""
     pc_link: _Rate = 1000.0
     """Mbit/s of a PC's link, each way."""
     ps_link: _Rate = 1000.0
@@ -84,8 +84,8 @@ def plan(
     Without --pcs and --scale: 4 to 64 PCs that train 1000 images/s each.
 
     Args:
-        run: what is to be trained.
-        lan: the PCs and links there would be.
+        run: the training.
+        lan: the PCs and links.
         json: One JSON object instead of tables.
     """
     from minga.plan.advice import helps
@@ -116,11 +116,11 @@ def plan(
     _say("")
     for sentence in _sentences(held_up[0] if held_up else outcomes[-1], changes):
         _say(sentence)
-    _say("Training alone: validations and slow reading of data come on top.")
+    _say("Training alone, without validations and slow data loading.")
 
 
 def _scenarios(run: PlannedRun, lan: PlannedLan) -> list[Scenario]:
-    """Return what is to be simulated. Raises UsageError."""
+    """Return the scenario to simulate. Raises UsageError."""
     from minga.plan.scenario import Costs, Scenario, count_pcs, parse_counts, parse_pcs
 
     items, scale = lan.pcs, lan.scale
@@ -132,7 +132,7 @@ def _scenarios(run: PlannedRun, lan: PlannedLan) -> list[Scenario]:
     for count in counts:
         count_pcs(count + rest)
 
-    from minga.tasks.zoo import sizes  # torch takes its seconds; mistakes are told before
+    from minga.tasks.zoo import sizes  # torch takes seconds to import; report mistakes before
 
     parameters, buffers = sizes(run.model, run.classes, run.image_size)
     return [
@@ -214,7 +214,7 @@ def _item(pcs: Pcs) -> str:
 
 
 def _sentences(outcome: Outcome, changes: Sequence[Change]) -> list[str]:
-    """Say why the windows are so long, and what would help."""
+    """Print the reason for the windows' length, and what would help."""
     said = []
     pcs = outcome.scenario.workers
     if outcome.why and (outcome.network_bound or outcome.limit == COMPUTE):

@@ -33,9 +33,9 @@ def ps(
     """Start the parameter server: it owns the weights; workers come and go.
 
     Args:
-        options: what this process is told.
+        options: of this process.
         config: YAML file of settings, or none; the default may be missing.
-        settings: how the run trains.
+        settings: of the run.
     """
     resolved = resolve_settings(config_file(config), given_flags(settings), os.environ)
     _quiet_torch()
@@ -52,7 +52,7 @@ def worker(
     """Start a worker: it trains on this PC's data for the ps at ADDRESS.
 
     Args:
-        options: what this process is told; the rest comes from the ps.
+        options: of this process; the rest comes from the ps.
         token_file: File with the ps's join token, instead of the token itself.
     """
     check_variables(os.environ)
@@ -72,26 +72,26 @@ def demo(*, options: DemoOptions = _DEMO) -> int:
 
 
 def _quiet_torch() -> None:
-    """Keep TensorPipe from warning of every connection that ends; read when torch loads."""
+    """Silence TensorPipe's warning for every closed connection; read when torch loads."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _complete(options: WorkerOptions, token_file: Path | None) -> WorkerOptions:
-    """Return the options with token and data format settled; raise UsageError if one is missing."""
+    """Return the options with token and data format; raise UsageError if one is missing."""
     if not options.address:
         raise UsageError(
-            "no address of a ps",
+            "the address of the ps is missing",
             code="worker-needs-address",
             hints=(
-                Hint("where is it?", "it stands in the ps's terminal, beside `address`"),
+                Hint("where is it?", "the ps's terminal shows it, beside `address`"),
                 Hint("then", "MASTER_ADDR=192.168.1.100 ./start_worker.sh"),
             ),
         )
     if options.token and token_file:
-        raise _token_error("both a token and a token file are given; which one counts?")
+        raise _token_error("both a token and a token file are given; give one")
     token = _read_token(token_file) if token_file else options.token
     if not token:
-        raise _token_error("no join token")
+        raise _token_error("the join token is missing")
     if options.data_format is None and webdataset_wanted(os.environ):
         options = replace(options, data_format="webdataset")
     return replace(options, token=token)
@@ -109,7 +109,7 @@ def _token_error(what: str) -> UsageError:
         what,
         code="worker-needs-token",
         hints=(
-            Hint("where is it?", "it stands in the ps's terminal, after MINGA_TOKEN="),
+            Hint("where is it?", "the ps's terminal shows it, after MINGA_TOKEN="),
             Hint("then", "MINGA_TOKEN=... ./start_worker.sh"),
         ),
     )

@@ -1,6 +1,6 @@
-"""Every setting as a flag: cyclopts names, explains and suggests; the values stay text.
+"""Every setting as a flag, through cyclopts; values stay text.
 
-Turning text into values, with ranges and sources, is :mod:`minga.settings.sources`'s work.
+:mod:`minga.settings.sources` parses them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ ConfigPath = Annotated[Path | None, optional("MINGA_CONFIG")]
 """The YAML file of settings, or none."""
 
 DEFAULT_CONFIG = Path("train.yaml")
-"""Taken where no file is named; it may be missing."""
+"""Default file; it may be missing."""
 
 
 class _Given(str):
-    """A flag's text where a setting's value would be: tells given flags from defaults."""
+    """The text of a flag in place of a setting's value: distinguishes given flags from defaults."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ SettingsFlags = Annotated[
 
 
 def given_flags(settings: Settings | None) -> dict[str, str]:
-    """Return the text of each setting that a flag gave, by key."""
+    """Return the text of each given flag, by setting."""
     if settings is None:
         return {}
     return {
@@ -55,7 +55,7 @@ def given_flags(settings: Settings | None) -> dict[str, str]:
 
 
 def config_file(config: Path | None) -> Path | None:
-    """Return the file to read: one that was named must be there, the default need not."""
+    """Return the file to read: a named one must exist, the default may be missing."""
     if config is DEFAULT_CONFIG and not config.exists():
         return None
     return config

@@ -253,5 +253,5 @@ class Fetcher:
                         ),
                     ) from error
         part.replace(path)
-        write_record(path, remote)  # after the file: a record never describes an older one
+        write_record(path, remote)  # after the file, never before
         beside(part, "json").unlink()

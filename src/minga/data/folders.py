@@ -76,7 +76,7 @@ def not_found(folder: Path) -> DataError:
         f"Dataset directory not found: {folder}",
         code="data-not-found",
         hints=(
-            Hint("what is there?", f"ls -la {folder.parent}"),
+            Hint("what exists?", f"ls -la {folder.parent}"),
             Hint("a data set that needs no download:", "minga data prepare digits"),
         ),
     )
@@ -87,7 +87,7 @@ def no_validation(root: Path) -> DataError:
     return DataError(
         f"no validation data: there is no {root / 'val'}, and data.val_path is not set",
         code="data-no-validation",
-        hints=(Hint("what is there?", f"ls -la {root}"),),
+        hints=(Hint("what exists?", f"ls -la {root}"),),
     )
 
 
@@ -96,7 +96,7 @@ def empty(folder: Path) -> DataError:
     return DataError(
         f"no images in {folder}",
         code="data-empty",
-        hints=(Hint("what is there?", f"ls -la {folder}"),),
+        hints=(Hint("what exists?", f"ls -la {folder}"),),
     )
 
 

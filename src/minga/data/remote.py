@@ -83,7 +83,7 @@ def missing(url: str) -> DataError:
     return DataError(
         f"not found: {shown(url)}",
         code="data-not-found",
-        hints=(Hint("what is there?", command.get(url[:2].lower(), f"curl -I {shown(url)}")),),
+        hints=(Hint("what exists?", command.get(url[:2].lower(), f"curl -I {shown(url)}")),),
     )
 
 

@@ -312,7 +312,7 @@ def _shard_not_found(path: Path) -> DataError:
     return DataError(
         f"Shard not found: {path}",
         code="data-not-found",
-        hints=(Hint("what is there?", f"ls -la {path.parent}"),),
+        hints=(Hint("what exists?", f"ls -la {path.parent}"),),
     )
 
 

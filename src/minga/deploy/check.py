@@ -1,7 +1,7 @@
 """``python -m minga.deploy.check``: what ``make check`` shows.
 
-Reads ``build/check.json``, where the playbook notes what every PC answered. ``require`` reads one
-PC's answers from stdin instead: ``make deploy`` asks it before it touches the PC.
+Reads ``build/check.json``, the playbook's notes of every PC's answers. ``require`` reads one
+PC's answers from stdin instead, for ``make deploy`` before it changes the PC.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from minga.errors import Hint, Unreachable
 _STYLES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BEFORE_DEPLOY = ("python", "sudo", "architecture", "disk", "gpu", "port")
-"""What deploy itself cannot mend; of Docker and data it takes care."""
+"""Checks that deploy itself cannot fix, unlike Docker and data."""
 
-app = App(name="minga.deploy.check", help="What the PCs lack to take part.")
+app = App(name="minga.deploy.check", help="What each PC is missing.")
 
 
 @app.default
 def check(*, json_: bool = False) -> None:
-    """Show what every PC answered.
+    """Show the answers of all PCs.
 
     Args:
         json_: as JSON instead.
@@ -54,7 +54,7 @@ def check(*, json_: bool = False) -> None:
 
 @app.command
 def require() -> None:
-    """Print why a PC cannot take part, nothing if it can."""
+    """Print why a PC cannot train; nothing if it can."""
     answers = json.load(sys.stdin)
     rows = all_rows(answers, _wanted(answers, STAGED))
     for row in rows:
@@ -64,14 +64,14 @@ def require() -> None:
 
 
 def all_rows(answers: Mapping[str, Any], wanted: Wanted) -> list[Row]:
-    """Return the rows of all PCs that were asked."""
+    """Return the rows of all PCs."""
     pcs = {pc: _decoded(asked) for pc, asked in answers["pcs"].items()}
     ps = pcs.get(wanted.ps, {}).get("facts", {}).get("answer") or {}
     return [row for pc, asked in pcs.items() for row in rows_of(pc, asked, wanted, ps)]
 
 
 def lines_of(rows: Iterable[Row]) -> Iterable[Text]:
-    """Yield the lines of the table; a command has its own, to be copied."""
+    """Yield the lines of the table; commands have their own lines, for copying."""
     for pc, of_pc in groupby(rows, key=lambda row: row.pc):
         yield Text(pc, style="heading")
         for row in of_pc:
@@ -83,12 +83,12 @@ def lines_of(rows: Iterable[Row]) -> Iterable[Text]:
 
 
 def told(row: Row) -> str:
-    """Return where to type what."""
+    """Return the PC to type on, and the command."""
     return f"{'here' if row.on == HERE else f'on {row.on}'}:  {row.fix}"
 
 
 def as_json(rows: Iterable[Row]) -> dict[str, Any]:
-    """Return the rows as ``JSON=1`` prints them."""
+    """Return the rows for ``JSON=1``."""
     return {
         "ok": not _failing(rows := list(rows)),
         "pcs": {
@@ -104,7 +104,7 @@ def require_ready(rows: Iterable[Row]) -> None:
         raise Unreachable(
             f"not ready: {', '.join(failing)}",
             code="not-ready",
-            hints=(Hint("mended?", "make check"), Hint("the others can start", "make deploy")),
+            hints=(Hint("mended?", "make check"), Hint("start the others", "make deploy")),
         )
 
 
@@ -113,7 +113,7 @@ def _failing(rows: Iterable[Row]) -> list[str]:
 
 
 def _decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a PC's answers with the probe's own lines read, as ``answer``."""
+    """Return a PC's answers, with the probe's parsed lines as ``answer``."""
     decoded = dict(asked)
     for name in ("facts", "dial"):
         result = asked.get(name, {})
@@ -123,7 +123,7 @@ def _decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
-    """Return what is to be deployed: the images as they were built last, the data of this PC."""
+    """Return what to deploy: the images built last, and this PC's data."""
     here = answers["here"]
     basis = {"port": int(answers["port"]), "ps": answers["ps"], "data": here["data"]}
     basis["variants"] = answers["variants"]

@@ -1,4 +1,4 @@
-"""An image's files as the engine hands them out: all of it, or the topmost layer alone."""
+"""An image's files from the engine: the whole image, or the topmost layer alone."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import IO, Any
 
 _BUFFER_BYTES = 1 << 20
 _CODE, _STACK = "/opt", b"opt/minga/venv/\0"
-"""Where the Dockerfile puts the code, and what comes behind it there: the layer below."""
+"""Path of the code in the image, and of the file that follows it there, in the layer below."""
 _MOST_CODE_BYTES = 64 << 20
 _END = bytes(1024)
 
 
 def saved(client: Any, tag: str) -> IO[bytes]:
-    """Return what ``docker save`` writes: all layers, which takes an engine a minute."""
+    """Return the output of ``docker save``: all layers, which takes an engine a minute."""
     return io.BufferedReader(Chunks(client.api.get_image(tag)), _BUFFER_BYTES)
 
 
 def topmost(client: Any, tag: str) -> IO[bytes]:
-    """Return the same with nothing but what should be the layer of the code, in a second.
+    """Return the same with only the presumed layer of the code, in a second.
 
-    A layer is a tar of what it adds, in the order of names, and so is a copy out of a container:
-    up to where the layer below begins they are the same bytes. Whoever takes it compares digests,
-    so that an engine which writes them otherwise costs no more than this try.
+    A layer is a tar of its files, in the order of names, and so is a copy out of a container:
+    up to the first file of the layer below they are the same bytes. The caller compares digests,
+    so an engine that writes other bytes costs only this attempt.
     """
     container = client.api.create_container(tag)["Id"]
     try:
@@ -47,9 +47,9 @@ def topmost(client: Any, tag: str) -> IO[bytes]:
 
 
 def _stack_entry(content: bytes) -> int:
-    """Return where the tar's entry of the layer below begins, -1 if it is not there yet."""
+    """Return the offset of the tar's first entry of the layer below, -1 if not found yet."""
     at = content.find(_STACK)
-    while at >= 0 and at % tarfile.BLOCKSIZE:  # code may speak of it, as this file does
+    while at >= 0 and at % tarfile.BLOCKSIZE:  # source code may contain it, as this file does
         at = content.find(_STACK, at + 1)
     return at
 

@@ -1,4 +1,4 @@
-"""``python -m minga.deploy.identity``: certificate, key and token of all runs, made once."""
+"""``python -m minga.deploy.identity``: certificate, key and token of all runs, created once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FOLDER = ROOT / ".minga" / "deploy"
 
 
 def main() -> None:
-    """Make them in ``.minga/deploy`` unless they are there; ``make deploy`` copies them."""
+    """Create them in ``.minga/deploy`` if missing; ``make deploy`` copies them."""
     Identity.load_or_create(FOLDER)
     talk().print(f"identity  {FOLDER}", markup=False, soft_wrap=True)
 

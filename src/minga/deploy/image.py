@@ -1,7 +1,7 @@
-"""``python -m minga.deploy.image``: build the images, and lay out what a host lacks of its own.
+"""``python -m minga.deploy.image``: build the images, and stage the layers that a host is missing.
 
-``build`` leaves ``build/image/<variant>/current.json`` for the playbooks; ``export`` reads from
-stdin the layers of the images that a host has, and prints where the pieces for it are.
+``build`` writes ``build/image/<variant>/current.json`` for the playbooks; ``export`` reads from
+stdin the layers of the images on a host, and prints the paths of the pieces for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from minga.errors import Hint, RunFailed, Unreachable, UsageError
 _DOCKERFILE = "docker/Dockerfile"
 _NAME = "minga"
 _TIMEOUT_S = 3600.0
-"""Between two words of the engine; committing a layer of gigabytes takes minutes."""
+"""Between two messages of the engine; committing a layer of gigabytes takes minutes."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 app = App(name="minga.deploy.image", help="The image of ps and workers.")
@@ -43,7 +43,7 @@ app = App(name="minga.deploy.image", help="The image of ps and workers.")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the playbooks are told of the image."""
+    """The description of the image, for the playbooks."""
 
     tag: str
     build: str
@@ -58,7 +58,7 @@ def build(*, inventory: Path | None = None) -> None:
     """Build the images whose files changed, and stage their layers for the hosts.
 
     Args:
-        inventory: whose PCs say which images (``cuda=``); without one it is the default alone.
+        inventory: its PCs select the images (``cuda=``); None builds the default alone.
     """
     client = _engine()
     wanted, wheels = wanted_of(hosts_of(inventory) if inventory else {})
@@ -74,12 +74,12 @@ def build(*, inventory: Path | None = None) -> None:
 
 @app.command
 def export(*, variant: str = DEFAULT) -> None:
-    """Lay out the pieces that a host lacks; print as JSON where they are and which.
+    """Stage the pieces that a host is missing; print their paths as JSON.
 
     Stdin: a JSON list with the layers (``RootFS.Layers``) of each image that the host has.
 
     Args:
-        variant: the host's.
+        variant: of the host.
     """
     current, config = described(variant)
     layers = missing_layers(json.load(sys.stdin), current["layers"])
@@ -88,13 +88,13 @@ def export(*, variant: str = DEFAULT) -> None:
 
 
 def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
-    """Return the variants that these PCs' variables ask for, and where the wheels are.
+    """Return the variants that these PCs' variables select, and the address of the wheels.
 
-    A ``cuda=`` that there is not is left to the playbook, which refuses it by name.
+    An unknown ``cuda=`` is left to the playbook, which refuses it by name.
 
     Raises:
-        UsageError: ``wheels-unknown``: an image needs PyTorch's own wheels and nobody says where
-            they are.
+        UsageError: ``wheels-unknown``: an image needs PyTorch's own wheels, and the inventory does
+            not name their address.
     """
     asked = {str(each.get("cuda", DEFAULT)): name for name, each in hosts.items()}
     wanted = [name for name in VARIANTS if name in asked] or [DEFAULT]
@@ -107,14 +107,14 @@ def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
             code="wheels-unknown",
             hints=(
                 Hint("under [all:vars], as pytorch.org prints it", "wheels=https://.../whl"),
-                Hint("the image that needs none", f"take cuda={special} off {asked[special]}"),
+                Hint("or the default image", f"remove cuda={special} from {asked[special]}"),
             ),
         )
     return wanted, wheels
 
 
 def build_digest(root: Path) -> str:
-    """Return a digest of all that the image is built from: it names the build."""
+    """Return a digest of all files that the image is built from; it names the build."""
     ignored = [
         line
         for line in (root / ".dockerignore").read_text().splitlines()
@@ -144,8 +144,8 @@ def _engine() -> Any:
             f"no Docker engine answers on this PC: {error}",
             code="no-docker",
             hints=(
-                Hint("is it there, may you use it?", "docker version"),
-                Hint("not there? Debian 13", "sudo apt install docker.io docker-cli"),
+                Hint("is it running, may you use it?", "docker version"),
+                Hint("not installed? Debian 13", "sudo apt install docker.io docker-cli"),
                 Hint("permission denied?", "sudo usermod -aG docker $USER, then log in again"),
             ),
         ) from error
@@ -153,7 +153,7 @@ def _engine() -> Any:
 
 
 def _built(client: Any, variant: str, wheels: str) -> tuple[Image, dict[str, Any]]:
-    """Return an image, built if there is none of these files, and what the engine says of it."""
+    """Return an image, built if necessary, and the engine's description of it."""
     digest = build_digest(ROOT)
     tag = f"{_NAME}:{__version__}-{digest}" + (f"-{variant}" if variant != DEFAULT else "")
     try:
@@ -173,7 +173,7 @@ def _built(client: Any, variant: str, wheels: str) -> tuple[Image, dict[str, Any
 
 
 def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
-    """Build and show the engine's words as they come."""
+    """Build, and print the engine's output."""
     started_s = time.monotonic()
     arguments = {
         "TORCH": torch_pin((ROOT / "constraints.txt").read_text()),
@@ -198,7 +198,7 @@ def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
                 raise RunFailed(
                     f"the image cannot be built: {word['error'].strip()}",
                     code="image-build",
-                    hints=(Hint("again, with every word", "make image"),),
+                    hints=(Hint("again, with all output", "make image"),),
                 )
     except APIError as error:
         raise RunFailed(f"the image cannot be built: {error}", code="image-build") from error
@@ -212,7 +212,7 @@ def _is_staged(variant: str, image: Image) -> bool:
 
 
 def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) -> None:
-    """Compress the layers that are not staged yet, and note what the image is."""
+    """Compress the layers that are not staged yet, and write the image's description."""
     staging, folder = Staging(STAGED), STAGED / variant
     folder.mkdir(exist_ok=True)
     note, kept = folder / CURRENT, folder / CONFIG
@@ -239,7 +239,7 @@ def _take_all(staging: Staging, client: Any, image: Image) -> bytes:
         small = staging.take(saved(client, image.tag), image.layers, skip_staged=False)
     if staging.lacks(image.layers):
         raise RunFailed(
-            f"docker save {image.tag} does not hold the layers that docker inspect names",
+            f"docker save {image.tag} does not contain the layers that docker inspect lists",
             code="image-save",
             hints=(Hint("which engine?", "docker version"),),
         )
@@ -247,14 +247,14 @@ def _take_all(staging: Staging, client: Any, image: Image) -> bytes:
 
 
 def next_config(before: bytes, layers: Sequence[str], attrs: Mapping[str, Any]) -> bytes:
-    """Return a configuration for an image of other code, from that of the image before.
+    """Return the configuration of an image with other code, from the previous image's.
 
-    Its id is another than this PC's engine has given the image: hosts are asked for layers.
+    Its id differs from that of this PC's engine, so hosts are compared by layers.
 
     Args:
-        before: a configuration of as many layers.
+        before: a configuration with the same number of layers.
         layers: digests of the image's layers, lowest first.
-        attrs: what the engine says of the image (``docker image inspect``).
+        attrs: the engine's description of the image (``docker image inspect``).
     """
     config = json.loads(before)
     for past in ("container", "container_config"):

@@ -1,4 +1,4 @@
-"""What the inventory says of its PCs, as Ansible reads it."""
+"""The PCs of the inventory and their variables, as Ansible reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_S = 60
 
 
 def hosts_of(inventory: Path) -> Hosts:
-    """Return each PC's variables, of those that have any; none if Ansible cannot read it."""
+    """Return the variables of each PC that has any; empty if Ansible cannot read the inventory."""
     return _hosts(_listed(inventory))
 
 
@@ -30,7 +30,7 @@ def workers_of(inventory: Path) -> Hosts:
 
 
 def names_by_address(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the PCs' names by the addresses that Ansible calls; HERE is without SSH. No I/O."""
+    """Return the PCs' names by the addresses that Ansible uses; HERE is without SSH. No I/O."""
     return {
         HERE if each.get("ansible_connection") == "local" else each.get("ansible_host", name): name
         for name, each in hosts.items()

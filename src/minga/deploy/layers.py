@@ -1,11 +1,11 @@
-"""What of an image a host lacks, and how a ``docker load`` archive is put together. No I/O.
+"""The layers that a host is missing, and the parts of a ``docker load`` archive. No I/O.
 
-A host's engine finds a layer by the chain of all layers below it, so of what a host has only
-the longest common prefix counts. ``docker load`` takes an archive whose manifest names all
-layers but which carries only the topmost, if the others are there. So each layer comes in an
+A host's engine finds a layer by the chain of all layers below it, so only the longest common
+prefix of its layers counts. ``docker load`` takes an archive whose manifest names all
+layers but which contains only the topmost, if the host has the others. So each layer is sent in an
 archive of its own, for an image that ends with it, and is unpacked while the next is sent.
-Archives are laid out as Docker 25 saves them: Docker's own store reads ``manifest.json``,
-containerd's reads ``index.json`` (without one it refuses what is not complete).
+Archives have the layout of Docker 25: Docker's own store reads ``manifest.json``,
+containerd's reads ``index.json`` (without one it refuses an incomplete image).
 
 An archive is cut into *pieces*, which are compressed once and joined by ``cat``: zstd allows
 several compressed streams one after the other.
@@ -24,7 +24,7 @@ _OCI = "application/vnd.oci.image"
 
 
 def shared_prefix(have: Sequence[str], want: Sequence[str]) -> int:
-    """Return how many first layers both chains share."""
+    """Return the length of the common prefix of both chains."""
     count = 0
     for ours, theirs in zip(have, want, strict=False):
         if ours != theirs:
@@ -34,12 +34,12 @@ def shared_prefix(have: Sequence[str], want: Sequence[str]) -> int:
 
 
 def missing_layers(images: Iterable[Sequence[str]], want: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers of ``want`` that a host with these images must be sent."""
+    """Return the layers of ``want`` to send to a host with these images."""
     return tuple(want[max((shared_prefix(have, want) for have in images), default=0) :])
 
 
 def entry_name(digest: str) -> str:
-    """Return what a layer (``sha256:...``) is called inside the archive."""
+    """Return the name of a layer (``sha256:...``) inside the archive."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 
@@ -60,7 +60,7 @@ def head(config: bytes, tag: str, sizes: Mapping[str, int]) -> bytes:
 
     Args:
         config: the image's configuration, byte for byte.
-        tag: ``name:tag`` that the host gives the image.
+        tag: ``name:tag`` of the image on the host.
         sizes: bytes of the image's layers, by digest.
     """
     layers = chain(config)

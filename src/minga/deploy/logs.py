@@ -1,4 +1,4 @@
-"""``python -m minga.deploy.logs``: what ``make logs`` shows, one line after the other in time.
+"""``python -m minga.deploy.logs``: what ``make logs`` shows, in the order of time.
 
 The playbook notes ``docker container logs --timestamps`` of every container in
 ``build/logs.json``: ``pcs``, Ansible's results by PC.
@@ -17,11 +17,11 @@ _SECONDS = len("2026-11-25T19:26:38")
 
 
 def main() -> int:
-    """Show all PCs' lines in the order of their times; 3 if a PC did not answer."""
+    """Show all PCs' lines in the order of time; exit status 3 if a PC did not answer."""
     pcs = read_answers("logs")["pcs"]
     width = max(map(len, pcs), default=0)
     lines = [line for pc, answer in pcs.items() for line in lines_of(pc, answer)]
-    for _, where, line in sorted(lines, key=lambda line: line[0]):  # of one time: as they came
+    for _, where, line in sorted(lines, key=lambda line: line[0]):  # stable for equal times
         results().print(f"{where:{width}}  {line}", markup=False, soft_wrap=True)
     silent = [pc for pc, answer in pcs.items() if answer.get("unreachable")]
     for pc in silent:
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def lines_of(pc: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield time, PC and words of each line; a line without a time goes with the one before."""
+    """Yield time, PC and text of each line; a line without a time belongs to the one before."""
     time = ""
     for result in answer.get("results", []):
         for line in (*result.get("stdout_lines", []), *result.get("stderr_lines", [])):

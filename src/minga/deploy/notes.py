@@ -1,4 +1,4 @@
-"""What the PCs answered to a playbook, which notes it in ``build/``."""
+"""The answers of PCs to a playbook, noted in ``build/``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _WIDTH = 200
 
 
 def read_answers(name: str) -> dict[str, Any]:
-    """Return what a playbook noted in ``build/<name>.json``."""
+    """Return a playbook's notes, ``build/<name>.json``."""
     answers: dict[str, Any] = json.loads((ROOT / "build" / f"{name}.json").read_text())
     return answers
 
 
 def spread_out() -> None:
-    """Do not squeeze tables into 80 columns where nobody's terminal is that wide."""
+    """Use wide tables when stdout is not a terminal."""
     if not results().is_terminal:
         results().width = _WIDTH

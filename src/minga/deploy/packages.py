@@ -1,4 +1,4 @@
-"""Who installs Docker, Compose or NVIDIA's toolkit: `make deploy`, or a command. No I/O."""
+"""How Docker, Compose and NVIDIA's toolkit get installed: `make deploy`, or a command. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _START = " && sudo systemctl enable --now docker"
-_DOCKERS_OWN = "sudo apt-get install -y docker-compose-plugin   # of Docker's own packages"
+_DOCKERS_OWN = "sudo apt-get install -y docker-compose-plugin   # beside Docker's own packages"
 _DOCKER = {
     "ubuntu": "sudo apt-get update && sudo apt-get install -y docker.io docker-compose-v2",
     "debian": "sudo apt-get update && sudo apt-get install -y docker.io docker-cli docker-compose",
@@ -23,40 +23,40 @@ _COMPOSE = {
     "suse": "sudo zypper install -y docker-compose",
 }
 _PACKAGED = ("/usr/libexec/", "/usr/lib/")
-"""Where distributions and Docker's own packages have plugins."""
-_ELSEWHERE = "docker version; docker compose version   # once both are there"
+"""Folders of Compose plugins in distributions' and Docker's own packages."""
+_ELSEWHERE = "docker version; docker compose version   # once both are installed"
 
 
 _BY_DEPLOY = {"debian", "ubuntu", "fedora", "rhel", "centos"}
 _FIRST_DEBIAN = 12
-"""Its own Compose is of version 1: roles/packages takes the plugin of Debian 13 there."""
+"""It has Compose 1: roles/packages installs the plugin of Debian 13 there."""
 _FIRST_DEBIAN_WITH_COMPOSE = 13
 
 
 def by_deploy(system: Mapping[str, Any]) -> bool:
-    """Tell whether `make deploy` finds an engine and a new enough Compose among the packages."""
+    """Return whether a system's packages have an engine and a new enough Compose."""
     return _has_packages(system) and not _older_debian(system, _FIRST_DEBIAN)
 
 
 def toolkit_by_deploy(system: Mapping[str, Any]) -> bool:
-    """Tell whether NVIDIA has packages of its container toolkit for such a system: apt or dnf."""
+    """Return whether NVIDIA has packages of its container toolkit for a system (apt or dnf)."""
     return _has_packages(system)
 
 
 def docker_command(names: Iterable[str]) -> str:
-    """Return how a system of these names (``ID``, ``ID_LIKE``) gets Docker with Compose."""
+    """Return the command that installs Docker with Compose on a system (``ID``, ``ID_LIKE``)."""
     return _chosen(_DOCKER, names)
 
 
 def compose_command(system: Mapping[str, Any], file: str = "") -> str:
-    """Return how a system gets a new Compose beside the Docker that it has.
+    """Return the command that installs a new Compose beside the system's Docker.
 
     Args:
         system: ``names, version`` of its distribution.
-        file: the Compose that Docker takes now; one of no package hides those of packages.
+        file: the Compose plugin in use; one outside packages hides those of packages.
     """
     if file and not file.startswith(_PACKAGED):
-        return f"sudo rm {file}   # put there by hand; make deploy installs one that is new enough"
+        return f"sudo rm {file}   # installed by hand; make deploy installs one that is new enough"
     if _older_debian(system, _FIRST_DEBIAN_WITH_COMPOSE):
         return _DOCKERS_OWN
     return _chosen(_COMPOSE, system["names"])

@@ -1,4 +1,4 @@
-"""``python -m minga.deploy.packing``: pack the data that are to be sent, where that pays.
+"""``python -m minga.deploy.packing``: pack the data to send, if that is faster.
 
 `make deploy` sends ``build/data/<name>/`` then, instead of ``DATASET`` and ``VAL_DATASET``.
 """
@@ -25,34 +25,34 @@ from minga.settings.schema import DataConfig
 
 PACKED = ROOT / "build" / "data"
 SMALL_BYTES = 64 << 10
-"""Files of this size go over a gigabit cable one by one as fast as in shards."""
+"""Files of this size are sent one by one as fast as in shards, at 1 Gbit/s."""
 
 _DATASET = "data/tiny-imagenet-200"
 
-app = App(name="minga.deploy.packing", help="The data that are sent.")
+app = App(name="minga.deploy.packing", help="The data to send.")
 
 
 @app.default
 def main(*, inventory: Path) -> None:
-    """Pack the data unless nobody is sent any, or they go as they are.
+    """Pack the data unless no worker needs them, or their files are large.
 
     Args:
-        inventory: whose workers are to have them.
+        inventory: its workers receive the data.
     """
     if not sent_to_any(workers_of(inventory)):
         return
     config = config_of(os.environ)
     folders = [Path(each) for each in (config.path, config.val_path) if each]
     if not all(folder.is_dir() for folder in folders):
-        return  # the inventory's check says so
+        return  # the inventory's check reports it
     PACKED.mkdir(parents=True, exist_ok=True)
     with (PACKED / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, also by a kill
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also after a kill
         _pack(config, folders, PACKED / Path(config.path).name)
 
 
 def config_of(environ: Mapping[str, str]) -> DataConfig:
-    """Return where the data are on this PC, by ``DATASET`` and ``VAL_DATASET``. No I/O.
+    """Return the paths of the data on this PC, from ``DATASET`` and ``VAL_DATASET``. No I/O.
 
     The rules are those of ``ansible/group_vars/all.yml``.
     """
@@ -62,26 +62,26 @@ def config_of(environ: Mapping[str, str]) -> DataConfig:
 
 
 def sent_to_any(workers: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Tell whether one of these workers has no data of its own. No I/O."""
+    """Return whether one of these workers has no data of its own. No I/O."""
     return any("data_folder" not in each for each in workers.values())
 
 
 def pays(tree: Tree) -> bool:
-    """Tell whether files are so small that their number costs more than their bytes. No I/O.
+    """Return whether files are so small that their number costs more than their bytes. No I/O.
 
-    Larger ones would only take their room on this PC twice.
+    Packing larger ones would only take their disk space twice.
     """
     return tree.image_bytes < SMALL_BYTES * tree.images
 
 
 def _pack(config: DataConfig, folders: list[Path], out: Path) -> None:
-    for left in PACKED.glob("*.part"):  # by a packing that was killed
+    for left in PACKED.glob("*.part"):  # left by a killed process
         shutil.rmtree(left)
     tree = None if are_shards(config) else look_at(folders)
     if tree and not tree.images:
-        open_data(config)  # says what is wrong
+        open_data(config)  # reports what is wrong
     if tree is None or not pays(tree):
-        if is_pack(out):  # of what was here before
+        if is_pack(out):  # of earlier data
             shutil.rmtree(out.rename(out.with_name(f"{out.name}.old.part")))
         return
     with Counting(f"packing {out.name}") as counting:

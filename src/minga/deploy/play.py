@@ -1,7 +1,7 @@
-"""``python -m minga.deploy.play ... PLAYBOOK``: a playbook, and a table of how it ended on each PC.
+"""``python -m minga.deploy.play ... PLAYBOOK``: a playbook, and a table of its outcome on each PC.
 
-All words go to ``ansible-playbook``. A PC that is off or fails does not keep the others from their
-work: the table names it, and the exit status is 3.
+All arguments go to ``ansible-playbook``. A PC that is off or fails does not stop the
+others: the table names it, and the exit status is 3.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ANSIBLE = ROOT / "ansible"
 LOCK = ROOT / ".minga" / "deploy.lock"
 
 _INTERRUPTED = (99, -2, 130)
-"""What ansible-playbook ends with at Ctrl-C."""
+"""Exit status of ansible-playbook after Ctrl-C."""
 _ASK = "--ask-become-pass"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a playbook ended on one PC, and why."""
+    """Outcome of a playbook on one PC, and the reason."""
 
     pc: str
     state: str
@@ -49,18 +49,18 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a playbook ended."""
+    """Outcome of a playbook."""
 
     status: int
     """Of ansible-playbook."""
     refused_by: str = ""
-    """The role that refused before anything was done on any PC, or nothing."""
+    """The role that refused before any PC was changed, or nothing."""
     refused: str = ""
     endings: Sequence[Ending] = field(default=())
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the playbook and show how it ended; raise what :func:`judge` finds wrong."""
+    """Run the playbook and show its outcome; raise the error of :func:`to_error`."""
     verb = Path(words[-1]).stem
     with _alone(verb) as holder, _password(words) as safe_words:
         outcome = _play(safe_words, verb, holder)
@@ -68,12 +68,12 @@ def main(words: Sequence[str]) -> None:
         raise KeyboardInterrupt
     if outcome.endings and not outcome.refused_by:
         _show(outcome.endings)
-    if error := judge(verb, outcome):
+    if error := to_error(verb, outcome):
         raise error
 
 
-def judge(verb: str, outcome: Outcome) -> MingaError | None:
-    """Return what to tell the user of this make verb, or None if all went well. No I/O."""
+def to_error(verb: str, outcome: Outcome) -> MingaError | None:
+    """Return the error for this make verb, or None after success. No I/O."""
     if outcome.refused_by:
         what = f"make {verb} did nothing. {outcome.refused}"
         if outcome.refused_by == "lock":
@@ -85,21 +85,21 @@ def judge(verb: str, outcome: Outcome) -> MingaError | None:
     if missed:
         count = len(outcome.endings)
         return Unreachable(
-            f"make {verb} did its work on {count - len(missed)} of {count} PCs, "
+            f"make {verb} succeeded on {count - len(missed)} of {count} PCs, "
             f"not on {', '.join(missed)}",
             code="pcs-missed",
-            hints=(Hint("mended? then only there", f"make {verb} LIMIT={','.join(missed)}"),),
+            hints=(Hint("fixed? retry only these", f"make {verb} LIMIT={','.join(missed)}"),),
         )
     if outcome.status:
         return RunFailed(
-            f"make {verb}: ansible-playbook ended with {outcome.status}, its last words are above",
+            f"make {verb}: ansible-playbook ended with {outcome.status}; see its last lines above",
             code="playbook-failed",
         )
     return None
 
 
 def _play(words: Sequence[str], verb: str, holder: str) -> Outcome:
-    """Run the playbook, and let other control PCs in again."""
+    """Run the playbook, and release the lock on the PCs."""
     with tempfile.TemporaryDirectory() as folder:
         noted_in = Path(folder) / "outcome.json"
         env = {"MINGA_OUTCOME": str(noted_in), "MINGA_VERB": f"make {verb}", "MINGA_HOLDER": holder}
@@ -119,7 +119,7 @@ def _play(words: Sequence[str], verb: str, holder: str) -> Outcome:
 
 
 def _playbook(words: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> int:
-    """Run ansible-playbook to its end, and tell how far what it sends is."""
+    """Run ansible-playbook to its end, and report the progress of its transfers."""
     program = Path(sys.executable).with_name("ansible-playbook")
     settings = {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")}
     out = subprocess.DEVNULL if quiet else None
@@ -152,7 +152,7 @@ def _show(endings: Sequence[Ending]) -> None:
 
 @contextlib.contextmanager
 def _password(words: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Ask for sudo's password once, although two playbooks may need it."""
+    """Ask for sudo's password once for both playbooks."""
     if _ASK not in words:
         yield words
         return
@@ -165,7 +165,7 @@ def _password(words: Sequence[str]) -> Iterator[Sequence[str]]:
 
 @contextlib.contextmanager
 def _alone(verb: str) -> Iterator[str]:
-    """Let one make verb at a time change PCs from this folder; gives what others are told of it."""
+    """Let one make verb at a time change PCs from this folder; yield what others are shown."""
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("a+") as lock:
         try:
@@ -173,9 +173,9 @@ def _alone(verb: str) -> Iterator[str]:
         except BlockingIOError:
             lock.seek(0)
             raise Refused(
-                f"make {verb} did nothing. This folder is at work already: {lock.read().strip()}",
+                f"make {verb} did nothing. Another verb runs in this folder: {lock.read().strip()}",
                 code="deploy-busy",
-                hints=(Hint("once that is done", f"make {verb}"),),
+                hints=(Hint("when that is done", f"make {verb}"),),
             ) from None
         lock.truncate(0)
         who, since = f"{getpass.getuser()}@{socket.gethostname()}", time.strftime("%F %T %Z")

@@ -1,6 +1,6 @@
-"""What a PC must have to take part, as rules: what it answered -> rows. No I/O.
+"""Rules of what a PC needs to train: its answers -> rows. No I/O.
 
-A FAIL stops `make deploy` or the training on that PC; a WARN does not, or deploy itself mends it.
+A FAIL stops `make deploy` or the training on that PC; a WARN does not, or deploy fixes it.
 The facts are those of ``ansible/roles/check/files/probe.py``, which ``ansible/check.yml`` notes.
 """
 
@@ -26,10 +26,10 @@ State = Literal["PASS", "WARN", "FAIL"]
 Facts = Mapping[str, Any]
 
 CLOCK_S = 30.0
-"""What a question needs to reach a busy PC counts as difference, too."""
+"""Includes the delay of asking a busy PC."""
 SLOW_MBIT_PER_S = 50.0
 IMAGE_BYTES = 5_000_000_000
-"""What stands for the image as long as none is built here."""
+"""Assumed size of the image while none is built here."""
 BY_DEPLOY = ("ufw", "firewalld", "nftables")
 """Firewalls in which deploy opens the port to the inventory's PCs."""
 MIN_PYTHON = (3, 8)
@@ -51,28 +51,28 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What this deployment brings to a PC."""
+    """What this deployment sends to a PC."""
 
     machine: str
     port: int = DEFAULT_PORT
     ps: str = ""
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Of the images that are built, by variant."""
+    """Of the built images, by variant."""
     layer_bytes: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, Any] = field(default_factory=dict)
-    """What the data were packed from, where they were: a ``data_folder`` may hold either."""
+    """Source of packed data: a ``data_folder`` may hold either."""
     variants: Sequence[str] = tuple(VARIANTS)
 
 
 def rows_of(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Iterator[Row]:
-    """Yield what is to be said of one PC.
+    """Yield the rows of one PC.
 
     Args:
         pc: its name in the inventory.
-        asked: ``address, user, port, key, roles, cuda, device, data_folder`` as the inventory has
-            them, and the answers: ``ssh``, ``facts``, ``heard`` (the ps's listener), ``dial``.
-        wanted: what is to be deployed.
+        asked: ``address, user, port, key, roles, cuda, device, data_folder`` from the inventory,
+            and the answers: ``ssh``, ``facts``, ``heard`` (the ps's listener), ``dial``.
+        wanted: what to deploy.
         ps: the ps's facts, empty if it gave none.
     """
     if problem := ssh_problem(pc, asked):
@@ -117,9 +117,9 @@ def _machine(pc: str, facts: Facts, wanted: Wanted) -> Row:
         return Row(pc, "architecture", "PASS", machine)
     detail = f"{machine}, but the image is built for {wanted.machine}"
     if machine in ("x86_64", "aarch64"):
-        fix = f"make deploy LIMIT={pc}   # there, on a control PC with {machine}"
+        fix = f"make deploy LIMIT={pc}   # on a control PC with {machine}"
         return Row(pc, "architecture", "FAIL", detail, f"a PC with {machine}", fix)
-    detail += "; torch has no packages for it. Take it out of the inventory"
+    detail += "; torch has no packages for it. Remove it from the inventory"
     return Row(pc, "architecture", "FAIL", detail)
 
 
@@ -145,16 +145,16 @@ def _disk(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Ro
         images = "sudo docker system df; " if facts["docker"]["there"] else ""
         whole = f"$(findmnt -no TARGET -T {disk['folder']})"
         fix = f"{images}sudo du -xh --max-depth=2 {whole} 2>/dev/null | sort -h | tail -20"
-        return Row(pc, "disk", "FAIL", f"{detail}; this shows what takes room", pc, fix)
+        return Row(pc, "disk", "FAIL", f"{detail}; this shows what uses it", pc, fix)
     free = min(disks[name]["free_bytes"] for name in needs)
     built = (asked.get("cuda") or DEFAULT) in wanted.layers
-    assumed = "" if built else " (no image is built yet: taken as 5 GB)"
+    assumed = "" if built else " (no image is built yet: assumed 5 GB)"
     detail = f"{_gigabytes(free)} free, {_gigabytes(sum(needs.values()))} needed{assumed}"
     return Row(pc, "disk", "PASS", detail)
 
 
 def _image_bytes(asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> int:
-    """Return what the PC's image takes while it comes: each missing layer twice."""
+    """Return the space that the PC's image needs during the transfer: each missing layer twice."""
     layers = wanted.layers.get(asked.get("cuda") or DEFAULT)
     if layers is None:
         return 2 * IMAGE_BYTES
@@ -176,7 +176,7 @@ def _clock(pc: str, facts: Facts) -> Row:
 
 
 def _docker(pc: str, facts: Facts) -> Iterator[Row]:
-    """Yield engine and Compose: deploy installs what is not there, and replaces nothing."""
+    """Yield engine and Compose: deploy installs missing ones, and replaces nothing."""
     docker, system = facts["docker"], facts["system"]
     if not docker["there"]:
         yield _absent(pc, "docker", "no Docker engine", system)
@@ -208,7 +208,7 @@ def _absent(pc: str, check: str, what: str, system: Facts) -> Row:
         detail = f"{what} on this {system['title']}: deploy installs it"
         return Row(pc, check, "WARN", detail, HERE, "make deploy")
     command = docker_command(system["names"]) if check == "docker" else compose_command(system)
-    detail = f"{what}, and {system['title']} brings none that is new enough"
+    detail = f"{what}, and {system['title']} has none that is new enough"
     return Row(pc, check, "FAIL", detail, pc, command)
 
 
@@ -216,9 +216,9 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row
     gpu, chosen = facts["gpu"], asked.get("cuda") or DEFAULT
     cards, variant = gpu["cards"], VARIANTS.get(chosen)
     if not gpu["bus"] and not cards:
-        return Row(pc, "gpu", "PASS", "none of NVIDIA's: it trains on its CPU")
+        return Row(pc, "gpu", "PASS", "no NVIDIA card: it trains on its CPU")
     if asked.get("device") == "cpu" or variant is None or not variant.cuda:
-        return Row(pc, "gpu", "PASS", "left alone, as the inventory says")
+        return Row(pc, "gpu", "PASS", "not used, by the inventory")
     if not cards:
         return _driverless(pc, gpu)
     shown = f"{cards[0]['name']}, driver {cards[0]['driver']}"
@@ -234,7 +234,7 @@ def _gpu(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row
 
 
 def _not_handed_out(pc: str, shown: str, system: Facts) -> Row:
-    detail = f"{shown}, but Docker cannot hand it out without NVIDIA's container toolkit"
+    detail = f"{shown}, but containers get it only with NVIDIA's container toolkit"
     if toolkit_by_deploy(system):
         return Row(pc, "gpu", "WARN", f"{detail}: deploy installs it", HERE, "make deploy")
     fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
@@ -250,16 +250,16 @@ def _unsuited(cards: Sequence[Mapping[str, str]], chosen: str, variant: Variant)
 
 def _driverless(pc: str, gpu: Mapping[str, Any]) -> Row:
     if "version mismatch" in gpu["error"]:
-        detail = "NVIDIA's driver was updated and not loaded yet: it trains on its CPU"
+        detail = "NVIDIA's driver was updated but not loaded yet: it trains on its CPU"
         return Row(pc, "gpu", "WARN", detail, pc, "sudo reboot")
-    detail = f"a card of NVIDIA's and no working driver ({gpu['error']}): it trains on its CPU"
+    detail = f"an NVIDIA card without a working driver ({gpu['error']}): it trains on its CPU"
     fix = "sudo ubuntu-drivers install || sudo apt-get install -y nvidia-driver"
     return Row(pc, "gpu", "WARN", detail, pc, fix)
 
 
 def _port(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Row:
     check = f"port {wanted.port}"
-    # The listener may have been refused the port by somebody who came after the facts.
+    # Another process may have taken the port since the facts were read.
     holder = asked.get("heard", {}).get("holder") or facts["holder"]
     if holder is None:
         return Row(pc, check, "PASS", "free")
@@ -280,12 +280,12 @@ def _port(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Ro
 
 
 def _line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Iterator[Row]:
-    """Yield what came of connecting to the ps, and how fast the line is."""
+    """Yield the result of connecting to the ps, and the line's rate."""
     dial, target = asked.get("dial", {}).get("answer"), f"{wanted.ps} port {wanted.port}"
     if not dial:
-        why = "could not be asked" if not ps else f"port {wanted.port} is not free there"
+        why = "did not answer" if not ps else f"port {wanted.port} is not free there"
         detail = f"not tried: {wanted.ps} {why}"
-        yield Row(pc, "ps", "WARN", detail, HERE, "make check   # once that is mended")
+        yield Row(pc, "ps", "WARN", detail, HERE, "make check   # once that is fixed")
         return
     if dial["state"] != "open":
         yield _no_line(pc, asked, wanted, ps)
@@ -299,28 +299,28 @@ def _line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Itera
         yield Row(pc, "bandwidth", "PASS", shown)
         return
     fix = f"make plan ARGS='--pcs 2x300@{max(1, mbit_per_s):.0f}'"
-    detail = f"{shown}: a cable instead of Wi-Fi? This tells what such a line costs"
+    detail = f"{shown}: a cable instead of Wi-Fi? This predicts what such a line costs"
     yield Row(pc, "bandwidth", "WARN", detail, HERE, fix)
 
 
 def _no_line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Row:
-    """Return why the ps is not reached; before the first deploy its firewall may shut the port."""
+    """Return why the ps is unreachable; before the first deploy its firewall may block the port."""
     dial, address = asked["dial"]["answer"], asked["address"]
     target = f"{wanted.ps} port {wanted.port}"
     if dial["state"] == "stranger":
-        detail = f"another PC than {wanted.ps} answers at its address: is the address there twice?"
+        detail = f"another PC than {wanted.ps} answers at its address: is it used twice?"
         return Row(pc, "ps", "FAIL", detail, wanted.ps, "ip -brief address")
     guard, firewall = ps.get("guard"), ps.get("firewall")
     if guard is not None and address not in guard:
-        detail = f"{target} is shut to {address}: the ps was deployed without it"
+        detail = f"{target} is closed to {address}: the ps was deployed without it"
         return Row(pc, "ps", "WARN", detail, HERE, "make deploy")
     if guard is None and firewall in BY_DEPLOY:
-        detail = f"{target} is shut by {firewall} there; deploy opens it to the inventory's PCs"
+        detail = f"{target} is blocked by {firewall} there; deploy opens it to the inventory's PCs"
         return Row(pc, "ps", "WARN", detail, HERE, "make deploy")
     said = f" ({dial['error']})" if dial["error"] else ""
     detail = f"{target} does not answer{said}: a firewall, or another network"
     if not ps:
-        detail += f". With {wanted.ps} asked, too, this tells more"
+        detail += f". With {wanted.ps} asked, too, this shows more"
         return Row(pc, "ps", "FAIL", detail, HERE, f"make check LIMIT={wanted.ps},{pc}")
     opens = {
         "ufw": f"sudo ufw allow from {address} to any port {wanted.port} proto tcp",
@@ -332,7 +332,7 @@ def _no_line(pc: str, asked: Mapping[str, Any], wanted: Wanted, ps: Facts) -> Ro
 
 
 def _data(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> Iterator[Row]:
-    """Yield whether the data are this PC's; deploy sends them, but not to a ``data_folder``."""
+    """Yield whether the PC has the data; deploy sends them, except to a ``data_folder``."""
     own = asked.get("data_folder")
     for name, ours in wanted.data.items():
         theirs = facts["data"].get(name)
@@ -343,9 +343,9 @@ def _data(pc: str, asked: Mapping[str, Any], facts: Facts, wanted: Wanted) -> It
             yield Row(pc, "data", "PASS", f"{name}: {theirs['files']:,} files, as here")
         elif own and theirs:
             there = f"{theirs['files']:,} files in {own}"
-            same = "not this PC's; all workers need the same" if ours else "there are none here"
+            same = "these differ; all workers need the same data" if ours else "this PC has none"
             yield Row(pc, "data", "WARN" if ours else "PASS", f"{there}: {same}")
         elif ours:
             counts = f"{theirs['files']:,} files there, {ours['files']:,} here" if theirs else ""
-            detail = f"{name} differs: {counts}" if theirs else f"{name} is not there yet"
+            detail = f"{name} differs: {counts}" if theirs else f"{name} is not on the PC yet"
             yield Row(pc, "data", "WARN", detail, HERE, "make deploy")

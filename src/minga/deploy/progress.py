@@ -1,8 +1,8 @@
-"""How far image and data are on their way, while ansible-playbook is silent about it.
+"""Progress of image and data transfers, which ansible-playbook does not show.
 
-Ansible starts one rsync per PC and waits. What such an rsync has read of its folder is what it has
-sent, up to the network's buffers; of a folder that is partly there already it reads less in the
-end. Linux only: elsewhere the system does not say what a process has read.
+Ansible starts one rsync per PC and waits. The bytes that such an rsync has read of its folder are
+those it has sent, up to the network's buffers; of a partly transferred folder it reads less in the
+end. Linux only: other systems do not report what a process has read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 from minga.deploy.ssh_problems import HERE
 
 EVERY_S = 5.0
-"""Between two lines about one PC, and before its first: a shorter transfer has none."""
+"""Seconds between two lines about one PC, and before its first; shorter transfers have none."""
 LOOK_S = 2.0
 
 _ADDRESS = re.compile(
@@ -33,7 +33,7 @@ _WHAT = (("/build/image/", "image"), ("/build/pcs/", "settings"), ("/.minga/", "
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What one rsync sends: from a folder here to a PC's address (HERE: to this PC itself)."""
+    """The transfer of one rsync: from a folder here to a PC's address (HERE: this PC itself)."""
 
     address: str
     source: str
@@ -46,14 +46,14 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How far a transfer was at a time."""
+    """Progress of a transfer at a time."""
 
     at_s: float
     done_bytes: int
 
 
 def transfer_of(command: Sequence[str]) -> Transfer | None:
-    """Return what an rsync command line sends; None if it is none or fetches. No I/O."""
+    """Return the transfer of an rsync command line; None if it is another or fetches. No I/O."""
     if len(command) < 3 or Path(command[0]).name != "rsync" or "--server" in command:
         return None
     source, target = command[-2:]
@@ -64,7 +64,7 @@ def transfer_of(command: Sequence[str]) -> Transfer | None:
 
 
 def line_of(pc: str, what: str, total_bytes: int, before: Sample, now: Sample) -> str:
-    """Return what to say of a transfer, at the speed since the sample before. No I/O.
+    """Return the progress line of a transfer, with the speed since the previous sample. No I/O.
 
     ``desk-b  image  1.24 of 2.53 GB  98 MB/s  26 s left``
     """
@@ -87,12 +87,12 @@ def _time(seconds: float) -> str:
 
 
 class Watch:
-    """Looks at the rsync processes below another one, and tells of those that take long.
+    """Watches the rsync processes below another one, and reports those that take long.
 
     Args:
-        pid: of the process above them.
-        names: gives the PCs' names by address; asked once, when there is something to tell.
-        tell: takes a line.
+        pid: of their parent process.
+        names: returns the PCs' names by address; called once, at the first report.
+        tell: called with each line.
         every_s: seconds between two lines about one transfer, and before its first.
     """
 
@@ -112,9 +112,9 @@ class Watch:
         self._total_bytes: dict[str, int] = {}
 
     def wait(self, process: subprocess.Popen[bytes], look_s: float = LOOK_S) -> int:
-        """Return a process's exit status at its end; look until then.
+        """Watch until a process ends; return its exit status.
 
-        A Ctrl-C reaches the process by itself, and it is waited for.
+        Ctrl-C reaches the process directly; this waits for its end.
         """
         while True:
             with contextlib.suppress(KeyboardInterrupt):
@@ -124,11 +124,11 @@ class Watch:
                     self.look()
 
     def look(self) -> None:
-        """Tell of the transfers that are due."""
+        """Report the transfers that are due."""
         now_s = time.monotonic()
-        told: dict[psutil.Process, Sample] = {}  # without those that have ended
+        told: dict[psutil.Process, Sample] = {}  # those that have ended are removed
         for each, transfer in self._sending():
-            with contextlib.suppress(psutil.Error, AttributeError):  # ended just now; not Linux
+            with contextlib.suppress(psutil.Error, AttributeError):  # just ended, or not Linux
                 now = Sample(now_s, int(each.io_counters().read_chars))
                 told[each] = self._told.get(each, now)
                 if now_s - told[each].at_s >= self._every_s:

@@ -1,7 +1,7 @@
 """Pieces of an image on disk, compressed once: ``build/image/``.
 
 ``layers/<digest>-<size>.zst`` is the content of one layer. ``send/<what>/`` has, for each layer
-that a host lacks, the three pieces of a ``docker load`` archive: ``<number>.<0|1|2>.zst``.
+that a host is missing, the three pieces of a ``docker load`` archive: ``<number>.<0|1|2>.zst``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _CHUNK_BYTES = 1 << 20
 _LEVEL = 3
 _GZIP = b"\x1f\x8b"
 _METADATA_BYTES = 4 << 20
-"""Files of an image that are no layer are far smaller than this."""
+"""Size limit of an image's files that are not layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What one host is sent, and loads with ``roles/image/files/load.sh``."""
+    """The files for one host, which loads them with ``roles/image/files/load.sh``."""
 
     folder: Path
     name: str
-    """Of the folder that it comes to: the image's own."""
+    """Folder on the host, one per image."""
     first: int
     """The number of the lowest layer among these, counted in the image from 0."""
     end: int
-    """How many layers the image has."""
+    """Number of the image's layers."""
     size_bytes: int
 
 
@@ -57,10 +57,10 @@ class Staging:
     def take(
         self, saved: IO[bytes], layers: Sequence[str], *, skip_staged: bool = True
     ) -> dict[str, bytes]:
-        """Read what ``docker save`` writes: stage the layers, return the small files by name.
+        """Read the output of ``docker save``: stage the layers, return the small files by name.
 
-        A file that by its size is a layer staged already is skipped. Should two layers be of
-        one size, then one may lack afterwards: take it again without skipping.
+        A file with the size of an already staged layer is skipped. If two layers have
+        the same size, one may be missing afterwards: call again without skipping.
         """
         small: dict[str, bytes] = {}
         staged = {_size_bytes(piece) for layer in layers if (piece := self._piece(layer))}
@@ -80,7 +80,7 @@ class Staging:
         """Compress one file, keep it if it is one of the layers; return it if it is small."""
         unfinished = self._layers / "part"
         digest, size_bytes, kept = hashlib.sha256(), 0, b""
-        zipped = content.peek(2).startswith(_GZIP)  # by some engines
+        zipped = content.peek(2).startswith(_GZIP)  # some engines compress
         source = gzip.GzipFile(fileobj=content) if zipped else content
         compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=-1)
         with unfinished.open("wb") as file, compressor.stream_writer(file) as out:
@@ -97,7 +97,7 @@ class Staging:
         return {member.name: kept} if kept else {}
 
     def parcel(self, layers: Sequence[str], config: bytes, tag: str) -> Parcel:
-        """Lay out the pieces that complete the image on a host which lacks these last layers."""
+        """Stage the pieces of these last layers, which complete the image on a host."""
         sizes = {layer: _size_bytes(self._there(layer)) for layer in chain(config)}
         end = len(chain(config))
         first = end - len(layers)
@@ -124,7 +124,7 @@ class Staging:
         stem.with_suffix(".2.zst").write_bytes(_compressed(rest))
 
     def prune(self, layers: Iterable[str]) -> None:
-        """Remove all but these layers, and what was laid out for hosts."""
+        """Remove all other layers, and the staged pieces."""
         kept = {self._piece(layer) for layer in layers}
         for each in self._layers.iterdir():
             if each not in kept:

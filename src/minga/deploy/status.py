@@ -1,6 +1,6 @@
 """``python -m minga.deploy.status``: what ``make status`` shows.
 
-Reads ``build/status.json``, where the playbook notes what every PC answered: ``run``, the text
+Reads ``build/status.json``, the playbook's notes of every PC's answers: ``run``, the text
 of the ps's ``status.json``, and ``pcs``, Ansible's result of ``docker container ls`` by PC.
 """
 
@@ -18,7 +18,7 @@ from minga.deploy.notes import read_answers, spread_out
 
 
 def main() -> int:
-    """Show the run and the containers; 3 if a PC did not answer."""
+    """Show the run and the containers; exit status 3 if a PC did not answer."""
     spread_out()
     answers = read_answers("status")
     rows = [row for pc, answer in answers["pcs"].items() for row in rows_of(pc, answer)]
@@ -37,12 +37,12 @@ def main() -> int:
 
 
 def silent(answer: Mapping[str, Any]) -> bool:
-    """Tell whether a PC did not answer: it is off, or sudo did not let us in."""
+    """Return whether a PC did not answer: it is off, or sudo failed."""
     return bool(answer.get("unreachable")) or ("rc" not in answer and "msg" in answer)
 
 
 def rows_of(pc: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield PC, container, state and image of each container, or why there is none."""
+    """Yield PC, container, state and image of each container, or the reason for none."""
     lines = answer.get("stdout_lines", [])
     if not answer:
         yield pc, "-", "not asked", "-"

@@ -1,4 +1,4 @@
-"""The images that there are, one per value of the inventory's ``cuda=``. No I/O."""
+"""Image variants, one per value of the inventory's ``cuda=``. No I/O."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT = "default"
-"""The image of a PC whose line says nothing."""
+"""The image of a PC without ``cuda=``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What an image's torch is built for.
+    """The CUDA build of an image's torch.
 
     Attributes:
         cuda: its version, empty for none.
-        driver: the oldest of NVIDIA's that runs it.
-        oldest: compute capability of the oldest cards that it has code for.
-        newest: of the newest.
+        driver: the oldest NVIDIA driver that runs it.
+        oldest: compute capability of the oldest supported cards.
+        newest: of the newest ones.
     """
 
     cuda: str
@@ -27,7 +27,7 @@ class Variant:
     newest: tuple[int, int] = (99, 0)
 
     def suits(self, card: Mapping[str, str]) -> bool:
-        """Tell whether a card with its driver can train with it, or is not asked to."""
+        """Return whether a card and its driver can train with it; True without CUDA."""
         generation = numbers(card["capability"]) or self.oldest
         driver = numbers(card["driver"])
         fits = driver[:1] >= (self.driver,) and self.oldest <= generation <= self.newest
@@ -39,7 +39,7 @@ VARIANTS: Mapping[str, Variant] = {
     "cu126": Variant("12.6", 525, (5, 0), (9, 0)),
     "cpu": Variant(""),
 }
-"""In the order in which they are proposed. All have the same version of torch."""
+"""In the order of preference. All have the same version of torch."""
 
 
 def build_arguments(name: str, wheels: str) -> dict[str, str]:
@@ -47,8 +47,8 @@ def build_arguments(name: str, wheels: str) -> dict[str, str]:
 
     Args:
         name: of the variant.
-        wheels: where PyTorch's own wheels are, a folder per variant; the default has those of
-            everybody's index.
+        wheels: address of PyTorch's own wheels, with a folder per variant; the default uses the
+            normal index.
     """
     variant = VARIANTS[name]
     arguments = {"CUDA": variant.cuda or "none", "MIN_DRIVER": str(variant.driver)}
@@ -64,7 +64,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def suitable(cards: Sequence[Mapping[str, str]], variants: Sequence[str]) -> str:
-    """Return the first of these ``cuda=`` that all cards can train with; nothing if none is."""
+    """Return the first of these ``cuda=`` that all cards can train with; empty if none."""
     for name in variants:
         variant = VARIANTS[name]
         if all(variant.suits(card) for card in cards):

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, events, status, statistics, curves."""
+"""The files of a run: folder, events, status, statistics, curves."""

@@ -1,4 +1,4 @@
-"""The run's event log: one JSON object per line, and whoever wants to hear of each."""
+"""The run's event log: one JSON object per line, and listeners for each event."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EventLog:
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Have every later event passed to ``listener``."""
+        """Pass every later event to ``listener``."""
         self._listeners.append(listener)
 
     def write(self, kind: str, **fields: Any) -> None:

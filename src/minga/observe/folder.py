@@ -23,7 +23,7 @@ def utc_now() -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return the value with non-finite floats as None: JSON has no word for them."""
+    """Return the value with non-finite floats as None: JSON cannot express them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -34,12 +34,12 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file whole: a reader sees the old one or the new one."""
+    """Replace a JSON file atomically: a reader sees the old one or the new one."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(json.dumps(plain(content), indent=2) + "\n")
         part.replace(path)
-    except OSError:  # a full disk: the old one stays, nothing else does
+    except OSError:  # a full disk: only the old one stays
         part.unlink(missing_ok=True)
         raise
 
@@ -52,7 +52,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, run_id: str) -> RunFolder:
-        """Make the folder, and point ``stats`` and ``checkpoints`` beside ``runs`` at it."""
+        """Create the folder; link ``stats`` and ``checkpoints`` beside ``runs`` to it."""
         folder = cls(runs / run_id)
         for each in (folder.stats, folder.checkpoints):
             each.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def fresh(cls, runs: Path, stem: str) -> RunFolder:
-        """Make a folder that nobody had before: ``stem``, or ``stem-2`` and so on."""
+        """Create a new folder: ``stem``, or ``stem-2`` and so on."""
         runs.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             folder = cls(runs / (stem if number == 1 else f"{stem}-{number}"))
@@ -71,10 +71,10 @@ class RunFolder:
         return folder
 
     def claim(self) -> int:
-        """Take the folder for this ps as long as it lives; return the descriptor that holds it.
+        """Lock the folder for this ps until it ends; return the descriptor that holds the lock.
 
         Raises:
-            Refused: ``run-in-use``: another ps on this PC has it.
+            Refused: ``run-in-use``: another ps on this PC has locked it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDONLY)  # not inherited by other programs
@@ -91,11 +91,11 @@ class RunFolder:
                 ),
             ) from None
         except OSError:
-            pass  # a network share that knows no locks
+            pass  # a network share without locks
         return descriptor
 
     def _holder(self) -> str:
-        """Return which process has the run's events open, as far as this user may know."""
+        """Return the process that has the run's events open, if this user can see it."""
         import psutil
 
         events = str((self.path / "events.jsonl").resolve())
@@ -117,7 +117,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """What the ps resumes from."""
+        """The checkpoint that the ps resumes from."""
         return self.checkpoints / "last.pth"
 
     @property
@@ -142,7 +142,7 @@ class RunFolder:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make or move a symbolic link; something else of that name is the user's and stays."""
+    """Create or move a symbolic link; any other file of that name is the user's and stays."""
     if link.exists() and not link.is_symlink():
         return
     part = link.with_name(f".{link.name}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""A file of lines that survives a full disk: what cannot be written now is written later."""
+"""A file of lines that survives a full disk: lines wait in memory until they can be written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class LineFile:
     that a killed process left half written is cut off when the file is opened.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; created if missing.
 
     Attributes:
-        trouble: why lines are kept in memory, or None.
+        trouble: the reason for keeping lines in memory, or None.
         lines: lines of the file and those kept.
     """
 
@@ -28,19 +28,19 @@ class LineFile:
 
     @property
     def kept(self) -> bool:
-        """Whether something is in memory that belongs in the file."""
+        """Whether lines wait in memory."""
         return bool(self._kept)
 
     def write(self, line: str) -> None:
-        """Append a line (without its end); it never fails for want of space."""
+        """Append a line (without its end); a full disk is not an error."""
         self._kept += line.encode() + b"\n"
         self.lines += 1
         self.flush()
 
     def flush(self) -> bool:
-        """Write what was kept; return whether all of it is in the file."""
+        """Write the waiting lines; return whether all of them are in the file."""
         try:
-            while self._kept:  # a disk that fills up takes a part first
+            while self._kept:  # a disk that fills up accepts a part first
                 del self._kept[: os.write(self._descriptor, self._kept)]
         except OSError as error:
             self.trouble = error
@@ -49,7 +49,7 @@ class LineFile:
         return True
 
     def close(self) -> None:
-        """Try once more, then close the file."""
+        """Write the waiting lines if possible, then close the file."""
         self.flush()
         os.close(self._descriptor)
 

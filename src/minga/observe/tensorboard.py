@@ -1,4 +1,4 @@
-"""TensorBoard files, written by the ps alone: a view of the events, never the truth."""
+"""TensorBoard files, written by the ps alone: a view of the events, which are authoritative."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _PAUSE_S = 60.0
-"""After a write that failed: a full disk is not asked at every push."""
+"""Pause after a failed write: a full disk is not tried at every push."""
 _PUSH_TAGS = ("loss", "lr", "staleness", "compute_s", "wait_s")
 
 
@@ -30,9 +30,9 @@ class TensorBoard:
         _silence_writers()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Draw what can be drawn of an event, over samples counted.
+        """Plot an event's figures over samples counted.
 
-        While nothing can be written, points are lost: the events have them all.
+        While writing fails, points are lost; the events have all of them.
         """
         if time.monotonic() < self._again_s:
             return
@@ -70,7 +70,7 @@ class TensorBoard:
 
 
 def _silence_writers() -> None:
-    """Keep a writer's thread from printing a traceback: its error comes with the next event."""
+    """Keep a writer's thread from printing a traceback: its error is raised at the next event."""
     shown = threading.excepthook
 
     def show(failed: threading.ExceptHookArgs) -> None:

@@ -1,1 +1,1 @@
-"""What a run on given PCs would do: a simulation of the exchange with the product's own pacing."""
+"""Predict a run on given PCs: a simulation of the exchange with minga's own pacing."""

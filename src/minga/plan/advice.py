@@ -1,4 +1,4 @@
-"""What would help a run that its network or its ps holds up: tried, not guessed."""
+"""Advice for a run limited by its network or its ps: each suggestion is simulated."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _AS_MUCH = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something else to do, and what comes of it.
+    """A suggestion and its outcome.
 
     Args:
         what: in words.
-        samples_per_s: of all PCs then.
+        samples_per_s: of all PCs with it.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Change:
 
 
 def helps(outcome: Outcome) -> list[Change]:
-    """Return what would bring 5 % more samples per second, or as many with half of the PCs."""
+    """Return suggestions that give 5 % more samples per second, or as many with half of the PCs."""
     if outcome.limit == COMPUTE:
         return []
     found = []

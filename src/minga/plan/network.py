@@ -1,4 +1,4 @@
-"""A link as a fluid: transfers under way share its rate fairly, and need no queue or packet."""
+"""A link as a fluid: concurrent transfers share its rate fairly, without queues or packets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _AT_ONCE = 1e-9
 
 
 def fair_rates(limits: Sequence[float], capacity: float) -> list[float]:
-    """Return what each of some flows gets of a capacity: max-min fair.
+    """Return each flow's max-min fair share of a capacity.
 
-    A flow that wants less than an equal share gets all that it wants; the others share the rest.
+    A flow that wants less than an equal share gets what it wants; the others share the rest.
 
     Args:
         limits: the most that each flow can take.
@@ -41,11 +41,11 @@ class _Transfer:
 
 
 class SharedLink:
-    """One direction of a link. Rates are chosen anew when a transfer begins or ends.
+    """One direction of a link. Rates are recomputed when a transfer begins or ends.
 
     Args:
-        env: the simulation that it is part of.
-        bytes_per_s: what all transfers together get.
+        env: the simulation.
+        bytes_per_s: of all transfers together.
     """
 
     def __init__(self, env: simpy.Environment, bytes_per_s: float) -> None:
@@ -58,16 +58,16 @@ class SharedLink:
 
     @property
     def carried_bytes(self) -> float:
-        """Bytes that were carried so far, those of unfinished transfers included."""
+        """Bytes carried so far, including those of unfinished transfers."""
         elapsed_s = self._env.now - self._at_s
         return self._carried_bytes + elapsed_s * sum(each.rate for each in self._transfers)
 
     def send(self, size_bytes: float, limit: float = float("inf")) -> simpy.Event:
-        """Return what happens when so many bytes are across.
+        """Return the event that so many bytes have arrived.
 
         Args:
             size_bytes: above 0.
-            limit: bytes per second that the slower of the two other ends can take.
+            limit: bytes per second of the slower of the two ends.
         """
         self._advance()
         transfer = _Transfer(size_bytes, limit, self._env.event())
@@ -83,7 +83,7 @@ class SharedLink:
         self._at_s = self._env.now
 
     def _share(self) -> None:
-        """Choose all rates, and wake up when the first transfer ends."""
+        """Compute all rates, and wake up when the first transfer ends."""
         self._choice += 1
         if not self._transfers:
             return
@@ -97,7 +97,7 @@ class SharedLink:
         choice = self._choice
 
         def wake(_: object) -> None:
-            if choice == self._choice:  # else another transfer began meanwhile
+            if choice == self._choice:  # else another transfer has begun
                 self._end(ended)
 
         self._env.timeout(soonest_s).callbacks.append(wake)

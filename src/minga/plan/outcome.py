@@ -1,4 +1,4 @@
-"""What a simulated run came to, and what holds it up."""
+"""The outcome of a simulated run, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ OWN_LINK = "own link"
 ROUND_TRIP = "round trip"
 
 _FREE = 0.05
-"""A PC that trains for all but this share of its time is held up by nothing."""
+"""A PC that trains for all but this share of its time has no bottleneck."""
 _FULL = 0.75
-"""What is busy for more than this share of the time is what the others wait for."""
+"""A resource that is busy for more than this share of the time is saturated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy the ps is: shares of 1.
+    """Load of the ps, as shares of 1.
 
     Args:
         link_in: of its link, towards it.
         link_out: of its link, away from it.
         cores: of all its cores.
-        lock: of the one place where pushes are applied.
+        lock: of the lock under which pushes are applied.
     """
 
     link_in: float
@@ -38,7 +38,7 @@ class Load:
 
     @property
     def full(self) -> str | None:
-        """What of the ps is saturated, if anything is."""
+        """The saturated resource of the ps, if any."""
         link, processor = max(self.link_in, self.link_out), max(self.cores, self.lock)
         if max(link, processor) < _FULL:
             return None
@@ -47,7 +47,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindOutcome:
-    """What the PCs of one kind do.
+    """Outcome for the PCs of one kind.
 
     Args:
         pcs: the kind.
@@ -56,9 +56,9 @@ class KindOutcome:
         staleness_mean: of their pushes.
         staleness_max: of their pushes.
         exchange_s: from sending a push to having its reply, the mean.
-        encoding: share of their time in which they encode or rebase.
-        waiting: share of their time in which they only wait for a reply.
-        limit: what holds them up.
+        encoding: share of their time for copying and rebasing.
+        waiting: share of their time spent waiting for a reply.
+        limit: their bottleneck.
     """
 
     pcs: Pcs
@@ -73,26 +73,26 @@ class KindOutcome:
 
     @property
     def share(self) -> float:
-        """Of what they would train without an exchange."""
+        """Share of their rate without exchanges."""
         return self.samples_per_s / (self.pcs.count * self.pcs.images_per_s)
 
     @property
     def lost_per_s(self) -> float:
-        """Samples per second that they do not train."""
+        """Samples per second lost to exchanges."""
         return self.pcs.count * self.pcs.images_per_s - self.samples_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a scenario comes to.
+    """Outcome of a scenario.
 
     Args:
-        scenario: what was simulated.
+        scenario: the simulated run.
         kinds: by kind of PC.
         load: of the ps.
         staleness_mean: over all pushes.
         why: the pacing's own sentence; none where H is fixed.
-        network_bound: whether the pacing finds its longest window too short for an exchange.
+        network_bound: whether the longest window is too short for an exchange.
     """
 
     scenario: Scenario
@@ -109,7 +109,7 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """Of what all PCs would train if exchanging were free."""
+        """Share of the rate with free exchanges."""
         return self.samples_per_s / self.scenario.ideal_per_s
 
     @property
@@ -119,13 +119,13 @@ class Outcome:
 
     @property
     def limit(self) -> str:
-        """What costs most samples, or ``compute`` where next to none are lost."""
+        """The bottleneck that costs most samples, or ``compute`` if almost none are lost."""
         if self.share > 1 - _FREE:
             return COMPUTE
         return max(self.kinds, key=lambda kind: kind.lost_per_s).limit
 
     def seconds(self, epochs: int) -> float:
-        """Return how long so many epochs train; validations not included."""
+        """Return the training time of so many epochs, without validations."""
         return epochs * self.scenario.train_images / self.samples_per_s
 
     def to_dict(self, epochs: int) -> dict[str, Any]:
@@ -165,13 +165,13 @@ class Outcome:
 
 
 def limit_of(*, encoding: float, waiting: float, load: Load, thin: bool) -> str:
-    """Return what holds a kind of PC up.
+    """Return the bottleneck of a kind of PC.
 
     Args:
         encoding: share of its time.
         waiting: share of its time.
         load: of the ps.
-        thin: whether its own link takes longer than all else in its exchange.
+        thin: whether its own link takes longer than the rest of its exchange.
     """
     if encoding + waiting < _FREE:
         return COMPUTE

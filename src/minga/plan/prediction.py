@@ -1,4 +1,4 @@
-"""From a scenario to what it comes to: warm up until H is settled, then watch some rounds."""
+"""Predict a scenario's outcome: warm up until H is settled, then measure some rounds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from minga.plan.scenario import Pcs, Scenario
 from minga.plan.simulation import Simulation, Worker
 
 _SETTLED_S = 12.0
-"""H is chosen anew every 5 s; no change for so long, and for two windows, is settled."""
+"""H is chosen every 5 s; without a change for so long, and for two windows, it is settled."""
 _WARM_ROUNDS = 3
 _ROUNDS = 20
 _MOST_WARM_PUSHES = 10_000
 _MOST_ROUNDS, _MOST_PUSHES = 100, 2_000
-"""Then an end, settled or not, and however few rounds a PC on a very slow link has had."""
+"""Upper limit, settled or not, even if a PC on a very slow link had few rounds."""
 _SLICE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Counters of one moment; of the workers, in their order."""
+    """Counters at one moment; those of workers in their order."""
 
     at_s: float
     carried_bytes: tuple[float, float]
@@ -49,7 +49,7 @@ class _Reading:
 
 
 def predict(scenario: Scenario) -> Outcome:
-    """Simulate a run until it goes on as it will; return what it does then. Deterministic."""
+    """Simulate a run until it is steady; return its outcome. Deterministic."""
     run = Simulation(scenario)
     while not _settled(run) and run.ps.version < _MOST_WARM_PUSHES:
         run.run(_SLICE_S)

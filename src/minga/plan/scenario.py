@@ -1,4 +1,4 @@
-"""What is planned: PCs, links, the model's size, and what an exchange costs in CPU time."""
+"""A scenario: PCs, links, the model's size, CPU costs of an exchange."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from minga.errors import Hint, UsageError
 from minga.settings.schema import Codec, InFlight
 
 PAYLOAD_SHARE = 0.94
-"""Of a link's nominal rate: what Ethernet, IP, TCP and TLS leave, 117 MB/s of 1 Gbit/s."""
+"""Payload share of a link's nominal rate, after Ethernet, IP, TCP and TLS: 117 MB/s of 1 Gbit/s."""
 MOST_PCS = 512
 
 _BYTES = {"int8": 1 + 1 / 256, "bf16": 2.0, "none": 4.0}
-"""Of a parameter; int8 has a scale for each 256."""
+"""Bytes per parameter; int8 has one scale per 256."""
 _BUFFER_BYTES = 4
 _CAST_SHARE = 0.5
-"""Of int8's time: what encoding takes where a value is only cast or copied (measured)."""
+"""Encoding time relative to int8's, measured."""
 _ITEM = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)(?:@(\d+(?:\.\d+)?))?")
 
 
@@ -27,8 +27,8 @@ class Pcs:
 
     Args:
         count: how many.
-        images_per_s: what one of them trains when it exchanges nothing.
-        link_mbits: rate of each one's link, each way.
+        images_per_s: rate of one PC without exchanges.
+        link_mbits: link rate of each PC, each way.
     """
 
     count: int
@@ -45,19 +45,19 @@ class Costs:
     """
 
     hold_ns: float = 0.5
-    """Of a parameter, on the worker: the weights are copied, for a push of them."""
+    """ns per parameter on the worker: copying the weights for a push."""
     encode_ns: float = 2.0
-    """Of a parameter, on the worker, while training goes on: the copy becomes a push."""
+    """ns per parameter on the worker, beside training: encoding the copy."""
     rebase_ns: float = 1.8
-    """Of a parameter, on the worker: a reply is decoded and taken."""
+    """ns per parameter on the worker: decoding and applying a reply."""
     apply_ns: float = 1.6
-    """Of a parameter, at the ps: a push is decoded, judged and applied; one at a time."""
+    """ns per parameter at the ps: decoding, checking and applying a push; one at a time."""
     reply_ns: float = 2.0
-    """Of a parameter, at the ps: the reply is encoded."""
+    """ns per parameter at the ps: encoding the reply."""
     forward_ns: float = 2.0
-    """Of a byte, at each side: TLS and the way through loopback, while bytes travel."""
+    """ns per byte on each side: TLS and loopback, during the transfer."""
     call_s: float = 0.003
-    """Of an exchange: questions to the coordinator, and the way there and back."""
+    """Seconds per exchange: requests to the coordinator, round trips."""
 
     @classmethod
     def of(cls, codec: Codec) -> Self:
@@ -74,22 +74,22 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A run to be simulated.
+    """A run to simulate.
 
     Args:
         pcs: the workers' PCs, by kind.
-        parameters: of the model.
+        parameters: number of the model's parameters.
         buffers: floating-point values of its BatchNorm statistics; fp32 both ways.
         train_images: size of the training set.
-        batch_size: images of a local step.
+        batch_size: images per local step.
         codec: of pushes and replies.
-        in_flight: what a worker does while a push is on its way.
+        in_flight: whether a worker trains or waits while a push is in flight.
         local_steps: H; none balances it as the ps does.
         ps_link_mbits: rate of the ps's link, each way.
         ps_cores: of the ps's PC.
         costs: CPU time.
-        jitter: how far a window's step time may be off, as a share. PCs that are equal to the
-            last digit would push in step for ever, as no real ones do.
+        jitter: relative spread of a window's step time. Exactly equal PCs would
+            push in lockstep forever, unlike real ones.
     """
 
     pcs: tuple[Pcs, ...]
@@ -107,12 +107,12 @@ class Scenario:
 
     @property
     def workers(self) -> int:
-        """How many PCs train."""
+        """Number of PCs that train."""
         return sum(kind.count for kind in self.pcs)
 
     @property
     def ideal_per_s(self) -> float:
-        """Samples per second of all PCs if exchanging were free."""
+        """Samples per second of all PCs with free exchanges."""
         return sum(kind.count * kind.images_per_s for kind in self.pcs)
 
     @property
@@ -122,7 +122,7 @@ class Scenario:
 
     @property
     def forward_s(self) -> float:
-        """CPU seconds in which one side forwards a push or a reply."""
+        """CPU seconds for one side to forward a push or a reply."""
         return self.costs.forward_ns * 1e-9 * self.exchange_bytes
 
 
@@ -135,8 +135,8 @@ def parse_pcs(items: tuple[str, ...], link_mbits: float) -> tuple[Pcs, ...]:
     """Read ``8x1000`` (8 PCs, 1000 images/s each) and ``300@20`` (one, on a 20 Mbit/s link).
 
     Args:
-        items: one or several, also with commas in them.
-        link_mbits: of a PC whose item does not say.
+        items: each one or several, separated by commas.
+        link_mbits: of PCs without ``@``.
 
     Raises:
         UsageError: ``plan-pcs``.
@@ -145,11 +145,11 @@ def parse_pcs(items: tuple[str, ...], link_mbits: float) -> tuple[Pcs, ...]:
     for item in (each.strip() for text in items for each in text.split(",")):
         found = _ITEM.fullmatch(item)
         if found is None:
-            raise _pcs_error(f"{item!r} names no PCs")
+            raise _pcs_error(f"{item!r} is not a list of PCs")
         count, rate, link = found.groups()
         kind = Pcs(int(count or 1), float(rate), float(link or link_mbits))
         if not (kind.count and kind.images_per_s and kind.link_mbits):
-            raise _pcs_error(f"{item!r} names no PCs that train: a number in it is 0")
+            raise _pcs_error(f"{item!r} contains a 0: these PCs would not train")
         kinds.append(kind)
     count_pcs(sum(kind.count for kind in kinds))
     return tuple(kinds)
@@ -159,12 +159,12 @@ def parse_counts(text: str) -> list[int]:
     """Read ``4,8,16``. Raises UsageError ``plan-pcs``."""
     counts = [each.strip() for each in text.split(",")]
     if not all(each.isdecimal() for each in counts):
-        raise _pcs_error(f"{text!r} is no list of numbers of PCs, like 4,8,16")
+        raise _pcs_error(f"{text!r} is not a list of numbers of PCs, like 4,8,16")
     return [count_pcs(int(each)) for each in counts]
 
 
 def count_pcs(count: int) -> int:
-    """Return the number of PCs. Raises UsageError ``plan-pcs`` if there are none or too many."""
+    """Return the number of PCs. Raises UsageError ``plan-pcs`` for zero or too many."""
     if not 1 <= count <= MOST_PCS:
         raise _pcs_error(f"{count} PCs; a plan is for 1 to {MOST_PCS}")
     return count

@@ -1,7 +1,7 @@
-"""A run as discrete events: windows, pushes, the ps's processors and link, the product's pacing.
+"""A run as discrete events: windows, pushes, the ps's cores and link, minga's own pacing.
 
-What is simulated is a round as :mod:`minga.worker.trainer` and :mod:`minga.ps.session` have it.
-Not simulated: validations, failures, reading of data, and whatever else the PCs do.
+It simulates a round of :mod:`minga.worker.trainer` and :mod:`minga.ps.session`.
+Not simulated: validations, failures, data loading, other load on the PCs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Ps:
 
     Attributes:
         version: pushes applied so far.
-        core_s: seconds of its cores that were used so far.
-        lock_s: seconds for which the lock was held so far.
+        core_s: CPU seconds used so far.
+        lock_s: seconds that the lock was held so far.
     """
 
     def __init__(self, env: simpy.Environment, scenario: Scenario) -> None:
@@ -41,7 +41,7 @@ class Ps:
         self._turns = simpy.Resource(env, 1)
 
     def exchange(self, worker: Worker, pace: Pace | None) -> Events:
-        """Take a worker's push and answer it."""
+        """Receive a worker's push and reply."""
         scenario, began_s = self._scenario, self._env.now
         base_version = worker.version
         reply_ns, apply_ns = scenario.costs.reply_ns, scenario.costs.apply_ns
@@ -62,7 +62,7 @@ class Ps:
         worker.exchange_s = self._env.now - began_s
 
     def _reply(self, worker: Worker) -> Events:
-        """Send the reply, one after the other as the sessions' processes do."""
+        """Send the reply; replies take turns, as in the session processes."""
         with self._turns.request() as turn:
             yield turn | self._env.timeout(WAIT_S)
             across = self._env.process(self._travel(self.link_out, worker))
@@ -70,7 +70,7 @@ class Ps:
         yield across
 
     def _travel(self, link: SharedLink, worker: Worker) -> Events:
-        """Bytes are forwarded while they travel: whichever takes longer decides."""
+        """Forwarding and the link overlap; the slower one decides."""
         across = link.send(self._scenario.exchange_bytes, worker.link_bytes_per_s)
         yield across & self._env.process(self._work(self._scenario.forward_s))
 
@@ -87,13 +87,13 @@ class Worker:
     Attributes:
         version: of the weights that its next window starts from.
         granted: H of the windows that the ps will hand out next.
-        answered: version and H that the last reply brought.
-        paces: what it told of its last windows; empty before its second push.
-        marks: when each of its pushes was applied, with its samples and staleness.
-        windows: the H of each of them.
-        encode_s: seconds in which a push is encoded, while training goes on.
-        encoding_s: seconds so far in which it copied or rebased, and did not train.
-        waiting_s: seconds in which it only waited so far.
+        answered: version and H from the last reply.
+        paces: of its last windows; empty before its second push.
+        marks: time, samples and staleness of each applied push.
+        windows: H of each applied push.
+        encode_s: seconds to encode a push, while training continues.
+        encoding_s: seconds so far of copying and rebasing, without training.
+        waiting_s: idle seconds so far.
     """
 
     def __init__(self, env: simpy.Environment, ps: Ps, scenario: Scenario, pcs: Pcs) -> None:
@@ -119,14 +119,14 @@ class Worker:
         self._rebase_s = scenario.costs.rebase_ns * nanoseconds
 
     def count(self, staleness: int, pace: Pace | None) -> None:
-        """Note that the ps applied a push."""
+        """Record an applied push."""
         if pace is not None:
             self.paces.add(pace)
         samples = self.windows[-1] * self._scenario.batch_size
         self.marks.append((self._env.now, samples, staleness))
 
     def run(self, noise: random.Random) -> Events:
-        """Train for ever."""
+        """Train without end."""
         jitter, overlap = self._scenario.jitter, self._scenario.in_flight == "train"
         yield self._env.timeout(noise.random() * self._steps * self.step_s)
         while True:
@@ -135,7 +135,7 @@ class Worker:
             while done < self._steps:
                 if self._pushed is not None and self._pushed.triggered:
                     yield from self._settle(self._pushed)
-                # the reply is looked for before each step; without one, all steps are as one
+                # polls for a reply before each step; with none outstanding, all steps are one
                 steps = 1 if self._pushed is not None else max(1, self._steps - done)
                 yield self._env.timeout(steps * step_s)
                 done += steps
@@ -149,14 +149,14 @@ class Worker:
                 yield from self._settle(self._pushed)
 
     def _measured(self, step_s: float) -> Pace | None:
-        """Return what a push tells of this window and of the exchange before."""
+        """Return the pace that a push reports: this window's, and the exchange before."""
         if not self.exchange_s:
             return None
         overhead_s = self._hold_s + self._rebase_s
         return Pace(step_s, self.exchange_s, overhead_s, self._scenario.batch_size)
 
     def _settle(self, pushed: simpy.Process) -> Events:
-        """Wait for the reply and take it."""
+        """Wait for the reply and apply it."""
         asked_s = self._env.now
         yield pushed
         self.waiting_s += self._env.now - asked_s
@@ -167,13 +167,13 @@ class Worker:
 
 
 class Simulation:
-    """A scenario that can be run for a while.
+    """A scenario in simulated time.
 
     Attributes:
         env: its clock.
         ps: the ps.
         workers: in the order of the scenario's PCs.
-        changed_s: when H was last chosen anew.
+        changed_s: time of the last change of H.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -190,16 +190,16 @@ class Simulation:
             env.process(self._repace())
 
     def run(self, seconds: float) -> None:
-        """Go on for so many simulated seconds."""
+        """Simulate so many seconds more."""
         self.env.run(until=self.env.now + seconds)
 
     def paces(self) -> dict[int, Pace]:
-        """Return what the workers told, by their numbers."""
+        """Return the workers' paces by number."""
         typical = {number: worker.paces.typical for number, worker in enumerate(self.workers)}
         return {number: pace for number, pace in typical.items() if pace is not None}
 
     def _repace(self) -> Events:
-        """Choose H as the ps does."""
+        """Choose H like the ps."""
         overlap = self.scenario.in_flight == "train"
         while True:
             yield self.env.timeout(EVERY_S)

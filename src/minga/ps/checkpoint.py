@@ -94,7 +94,7 @@ def read(path: Path) -> dict[str, Any]:
         raise Refused(
             f"no checkpoint at {path}",
             code="checkpoint-missing",
-            hints=(Hint("which are there?", "ls runs/*/checkpoints"),),
+            hints=(Hint("which ones exist?", "ls runs/*/checkpoints"),),
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -42,7 +42,7 @@ def run_ps(resolved: Resolved, options: PsOptions) -> int:
     A stopped run is not done: Compose's ``restart: on-failure`` brings it back after a reboot.
 
     Raises:
-        MingaError: what the user can do something about (see docs/troubleshooting.md).
+        MingaError: a failure that the user can fix (see docs/troubleshooting.md).
     """
     console, settings = Console("ps"), resolved.settings
     zoo.require_known(settings.model.name, settings.model.stem)
@@ -80,7 +80,7 @@ async def _serve(
         if received:
             raise SystemExit(_ENDED_BY + number)  # the second time: now
         received.append(number)
-        console.say("Stopping: writing a checkpoint; once more to leave at once.")
+        console.say("Stopping: writing a checkpoint; press Ctrl-C again to quit now.")
         coordinator.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):

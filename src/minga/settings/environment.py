@@ -61,14 +61,14 @@ def check_variables(environ: Mapping[str, str]) -> None:
                 f"unknown environment variable {name}{did_you_mean(name, known_variables())}",
                 code="config-unknown-variable",
                 hints=(
-                    Hint("which are there?", "minga config env"),
-                    Hint("not wanted?", f"unset {name}"),
+                    Hint("which ones exist?", "minga config env"),
+                    Hint("not needed?", f"unset {name}"),
                 ),
             )
 
 
 def webdataset_wanted(environ: Mapping[str, str]) -> bool:
-    """Return what the guide's USE_WEBDATASET says. Raises UsageError ``config-value``."""
+    """Return the value of the guide's USE_WEBDATASET. Raises UsageError ``config-value``."""
     text = environ.get(USE_WEBDATASET, "").lower()
     if text in ("true", "1", "yes"):
         return True
@@ -83,7 +83,7 @@ def webdataset_wanted(environ: Mapping[str, str]) -> bool:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean ...?`` for the nearest known word, or nothing."""
     names = list(known)
-    # written without its section ("lr", "MINGA_LR"): no near match, yet certainly meant
+    # without its section ("lr", "MINGA_LR") it is no close match, but clearly meant
     tail = word.removeprefix(PREFIX)
     near = [name for name in names if name.endswith((f".{tail}", f"_{tail}"))]
     near = near or difflib.get_close_matches(word, names, n=1)
@@ -91,7 +91,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def drop_empty(environ: MutableMapping[str, str]) -> None:
-    """Take out variables of ours that are set to nothing: an empty one is not set."""
+    """Remove empty variables of minga's: empty counts as not set."""
     for name in known_variables():
         if environ.get(name) == "":
             del environ[name]

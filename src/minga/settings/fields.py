@@ -1,4 +1,4 @@
-"""The settings one by one: name, kind, range, default, meaning, and the value that a text means."""
+"""Each setting's name, kind, range, default and meaning, and the parsing of its text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from minga.settings.schema import Rule, Settings
 
 NONE = "none"
-"""How "off" is written in flags, variables and YAML."""
+""""Off" in flags, variables and YAML."""
 
 _KIND_IN_WORDS = {int: "a whole number", float: "a number", str: "a text"}
 
@@ -30,7 +30,7 @@ class SettingField:
     optional: bool
     """Whether it may be ``none``."""
     choices: tuple[str, ...]
-    """The only texts allowed; empty where any is."""
+    """The allowed texts; empty if any text is."""
     rule: Rule | None
     default: Any
     meaning: str
@@ -42,7 +42,7 @@ class SettingField:
 
     @property
     def allowed(self) -> str:
-        """What it may be, in words."""
+        """Its allowed values, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         words = _KIND_IN_WORDS[self.kind]
@@ -51,7 +51,7 @@ class SettingField:
         return f"{words}, or none" if self.optional else words
 
     def parse(self, text: str) -> Any:
-        """Return the value that ``text`` means. Raises ValueError if it is not allowed."""
+        """Parse a text. Raises ValueError if it is not allowed."""
         if self.choices:
             if text not in self.choices:
                 raise ValueError(text)
@@ -97,7 +97,7 @@ def _describe(key: str, hint: Any, default: Any, meaning: str) -> SettingField:
 
 
 def attribute_docs(owner: type) -> dict[str, str]:
-    """Return the text under each attribute of a class: Python itself does not keep it."""
+    """Return the docstring under each attribute of a class, which Python does not keep."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(tree, ast.ClassDef)
     docs = {}

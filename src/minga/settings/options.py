@@ -1,7 +1,7 @@
-"""What one process is told, apart from the run's settings: addresses, folders, names.
+"""The options of one process, apart from the run's settings: addresses, folders, names.
 
-Flags, then the variables in the order they are listed, then the defaults. ``MINGA_*`` come
-before the names that the guide and the env files use.
+Precedence: flags, variables in the order listed, defaults. ``MINGA_*`` come
+before the names of the guide and the env files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _none_or(kind: type[_Kind], tokens: Sequence[Token]) -> _Kind | None:
 
 
 def optional(*variables: str) -> Parameter:
-    """Return the mark of an optional text or path: cyclopts would take ``none`` for a name."""
+    """Return the parameter of an optional text or path: cyclopts would take ``none`` for a name."""
     return Parameter(env_var=variables, converter=_none_or)
 
 
@@ -39,22 +39,22 @@ RUNS = Parameter(env_var="MINGA_RUNS")
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PsOptions:
-    """What a ps is told."""
+    """Options of a ps."""
 
     port: Annotated[int, PORT] = DEFAULT_PORT
     """The one port of the ps."""
     host: Annotated[str | None, optional("MINGA_HOST")] = None
     """Address to listen on; none takes all addresses of this PC."""
     world_size: Annotated[int | None, WORLD_SIZE] = None
-    """How many are expected, the ps included; never waited for, and more may come."""
+    """Expected processes, including the ps; the start does not wait for them, and more may join."""
     resume: Annotated[str, Parameter(env_var="MINGA_RESUME")] = "auto"
-    """Go on from a checkpoint: auto (the newest unfinished run), none, or a file."""
+    """Resume from a checkpoint: auto (the newest unfinished run), none, or a file."""
     run_id: Annotated[str | None, optional("MINGA_RUN_ID")] = None
-    """Name of the run; none makes one from the time."""
+    """Name of the run; none derives one from the time."""
     runs: Annotated[Path, RUNS] = Path("runs")
     """Folder of all runs."""
     token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None
-    """File with the join token; none keeps one in the state folder."""
+    """File with the join token; none creates one in the state folder."""
     state: Annotated[Path, Parameter(env_var="MINGA_STATE")] = Path(".minga")
     """Folder of certificate, token and crash logs."""
 
@@ -62,18 +62,18 @@ class PsOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
-    """What a worker is told. ``address`` and ``token`` are never empty in :mod:`minga.worker`."""
+    """Options of a worker. ``address`` and ``token`` are never empty in :mod:`minga.worker`."""
 
     address: Annotated[
         str, Parameter(env_var=("MINGA_ADDRESS", "MASTER_ADDR"), show_default=False)
     ] = ""
-    """Address of the ps; it stands in the ps's terminal."""
+    """Address of the ps, as printed by the ps."""
     port: Annotated[int, PORT] = DEFAULT_PORT
     """The one port of the ps."""
     token: Annotated[str, Parameter(env_var="MINGA_TOKEN", show_default=False)] = field(
         default="", repr=False
     )
-    """The ps's join token; as a flag, this PC's users can see it."""
+    """The ps's join token; as a flag it is visible to this PC's users."""
     rank: Annotated[
         int | None,
         Parameter(env_var=("MINGA_RANK", "RANK", "WORKER_RANK"), validator=Number(gte=1)),
@@ -82,7 +82,7 @@ class WorkerOptions:
     name: Annotated[str | None, optional("MINGA_NAME")] = None
     """Name in tables and statistics; none takes the PC's."""
     device: Annotated[str | None, optional("MINGA_DEVICE")] = None
-    """cpu, cuda, cuda:1, mps; none takes the best one there is."""
+    """cpu, cuda, cuda:1, mps; none takes the best available."""
     data: Annotated[str | None, optional("MINGA_DATA_PATH", "DATASET_URL")] = None
     """Training data on this PC; none takes the ps's data.path."""
     val_data: Annotated[str | None, optional("MINGA_DATA_VAL_PATH", "VAL_DATASET_URL")] = None
@@ -96,19 +96,19 @@ class WorkerOptions:
     epochs: Annotated[
         int | None, Parameter(env_var=("MINGA_TRAIN_EPOCHS", "EPOCHS"), validator=Number(gte=1))
     ] = None
-    """What this PC believes; a ps that says otherwise wins, with a warning."""
+    """Expected here; the ps's value wins, with a warning."""
     world_size: Annotated[int | None, WORLD_SIZE] = None
-    """What this PC believes; a ps that says otherwise wins, with a warning."""
+    """Expected here; the ps's value wins, with a warning."""
     runs: Annotated[Path, RUNS] = Path("runs")
-    """Folder of all runs; this worker's statistics go there."""
+    """Folder of all runs, for this worker's statistics."""
     wait_s: Annotated[float, Parameter(env_var="MINGA_WAIT_S", validator=Number(gte=0))] = 600.0
-    """Seconds to wait for a ps that is not there (yet)."""
+    """Seconds to wait for an unreachable ps."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoOptions:
-    """What the demo is told."""
+    """Options of the demo."""
 
     workers: Annotated[int, Parameter(validator=Number(gte=1, lte=16))] = 2
     """Workers on this PC."""

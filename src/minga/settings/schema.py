@@ -1,8 +1,8 @@
-"""What a run is made of: frozen dataclasses, their defaults and their checks.
+"""The settings of a run: frozen dataclasses with defaults and ranges.
 
 The ps resolves one :class:`Settings` (defaults < ``train.yaml`` < environment < flags) and
-hands it to every worker that joins, so no PC but the ps's needs a file edited. What one value
-may be stands in its annotation; :mod:`minga.settings.fields` reads it there.
+hands it to every worker that joins, so only the ps's PC needs an edited file. The range of a
+value is in its annotation; :mod:`minga.settings.fields` reads it there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHARE = Rule("from 0 to below 1", lambda number: 0 <= number < 1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which network is trained."""
+    """The network."""
 
     name: str = "resnet18"
     """Any torchvision classification model, or ``small-cnn``."""
@@ -46,28 +46,28 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where the images are on each worker, and how they are shown to the model."""
+    """The images on each worker, and their preprocessing."""
 
     path: str = "data/tiny-imagenet-200"
     """Training data: a folder (with train/ and val/) or WebDataset shards (folder, braces, URL)."""
     val_path: str | None = None
-    """Validation data, where they are not beside the training data."""
+    """Validation data, if they are not beside the training data."""
     format: DataFormat = "auto"
-    """Layout of ``path``; ``auto`` looks."""
+    """Layout of ``path``; ``auto`` detects it."""
     image_size: Annotated[int | None, FROM_1] = None
-    """Side in pixels; none keeps images of up to 64 px as they are and takes 224 above."""
+    """Side in pixels; none keeps the size of images up to 64 px and takes 224 above."""
     augment: Augment = "crop-flip"
     """Training augmentation: padded random crop and horizontal flip, or none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How much is trained."""
+    """The length of the training."""
 
     epochs: Annotated[int, FROM_1] = 30
     """Passes over the training set, all workers together."""
     batch_size: Annotated[int, FROM_1] = 128
-    """Images per local optimizer step; a worker may be told another."""
+    """Images per local optimizer step; a worker may have its own."""
     seed: Annotated[int, FROM_0] = 0
     """Seeds initial weights, the epochs' permutations and augmentation."""
 
@@ -94,16 +94,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExchangeConfig:
-    """What crosses the wire, and how often."""
+    """What is exchanged, and how often."""
 
     mode: Mode = "async"
-    """``async``; ``sync``: all go on when the pushes of a round are in; ``safe``: all but one."""
+    """``async``; ``sync``: rounds that wait for all pushes; ``safe``: for all but one."""
     aggregate: Annotated[int | None, FROM_1] = None
     """Pushes in one round of mode sync (K); none takes all active workers."""
     local_steps: Annotated[int | None, FROM_1] = None
     """Local optimizer steps between two exchanges (H); none balances compute and exchange."""
     in_flight: InFlight = "train"
-    """What a worker does while a push and its reply are on their way: train on, or wait."""
+    """A worker trains, or waits, while a push and its reply are in flight."""
     codec: Codec = "int8"
     """Encoding of pushes and replies, both with error feedback."""
     gain: Annotated[float, ABOVE_0] = 1.0
@@ -117,12 +117,12 @@ MODE_IMPLIES: dict[str, dict[str, str]] = {
     "sync": {"exchange.in_flight": "wait"},
     "safe": {"exchange.in_flight": "wait", "exchange.codec": "bf16"},
 }
-"""Settings that a mode decides, whatever else is said of them."""
+"""Settings that a mode fixes, overriding all other sources."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerConfig:
-    """How samples are dealt out."""
+    """How samples are leased to workers."""
 
     chunk: Annotated[int | None, FROM_1] = None
     """Samples per lease; none takes about 1/100 of the set, at least four batches."""
@@ -137,12 +137,12 @@ class EvaluationConfig:
     every_epochs: Annotated[float, ABOVE_0] = 1.0
     """Epochs between two validations; the last one always runs."""
     recalibration_images: Annotated[int, FROM_0] = 25_600
-    """Training images that recompute BatchNorm statistics before a reported accuracy."""
+    """Training images for recomputing BatchNorm statistics before an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """How much a crash of the ps can cost."""
+    """How often a checkpoint is written."""
 
     every_s: Annotated[float, ABOVE_0] = 30.0
     """Seconds between two writes of ``last.pth``."""

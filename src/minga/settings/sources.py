@@ -20,7 +20,7 @@ from minga.settings.environment import (
 from minga.settings.fields import NONE, SettingField, setting_fields
 from minga.settings.schema import MODE_IMPLIES, Settings
 
-_SEE_ALL = Hint("what is there?", "minga ps --help")
+_SEE_ALL = Hint("what exists?", "minga ps --help")
 _YAML_NULL = "tag:yaml.org,2002:null"
 """Tag of a value left blank, or written ``null`` or ``~``."""
 
@@ -38,7 +38,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A setting's text as somebody wrote it, and where."""
+    """A setting's text as given, and its place."""
 
     text: str
     source: str
@@ -82,7 +82,7 @@ def resolve_settings(
 
 
 def _implied(given: Mapping[str, _Given]) -> dict[str, _Given]:
-    """Return what ``exchange.mode`` decides."""
+    """Return the settings implied by ``exchange.mode``."""
     chosen, aggregate = given.get("exchange.mode"), given.get("exchange.aggregate")
     mode = chosen.text if chosen else setting_fields()["exchange.mode"].default
     if aggregate is not None and aggregate.text != NONE and mode != "sync":
@@ -127,7 +127,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _read_yaml(path: Path) -> dict[str, _Given]:
-    """Read the file as nodes, not objects: texts as they were written, with their lines."""
+    """Read the file as nodes, not objects: this keeps texts and line numbers."""
     try:
         with path.open(encoding="utf-8") as file:
             root = yaml.compose(file, Loader=yaml.SafeLoader)
@@ -164,7 +164,7 @@ def _entries(
         name, line = str(key.value), key.start_mark.line + 1
         if name in seen:
             raise UsageError(
-                f"{path} line {line}: {name} stands in line {seen[name]} already",
+                f"{path} line {line}: {name} is already set in line {seen[name]}",
                 code="config-file",
             )
         seen[name] = line

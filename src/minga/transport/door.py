@@ -32,7 +32,7 @@ _BACKLOG = 512
 _WRONG_TOKEN: Message = {
     "code": "token-wrong",
     "what": "the join token is not this ps's",
-    "hints": [["copy it again", "it stands in the ps's terminal, after MINGA_TOKEN="]],
+    "hints": [["copy it again", "the ps's terminal shows it, after MINGA_TOKEN="]],
 }
 
 

@@ -1,4 +1,4 @@
-"""What a worker says when its device or its data fail it."""
+"""Messages of a worker about its device and its data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from minga.data.dataset import ImageData
 from minga.errors import Hint, RunFailed
 
 SPOILT = (NON_FINITE, OUTSIZED_PUSH)
-"""Why the ps refuses a push for what is in it."""
+"""Reasons of the ps to refuse a push for its content."""
 _MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
-"""How CUDA, cuDNN, MPS and the processor's allocator say that there is none left."""
+"""Out-of-memory messages of CUDA, cuDNN, MPS and the CPU's allocator."""
 
 
 @contextlib.contextmanager
 def out_of_memory_explained(device: torch.device, batch_size: int) -> Iterator[None]:
-    """Turn a lack of memory into an error that says which batch size to try.
+    """Turn an out-of-memory failure into an error that names a batch size to try.
 
     Raises:
         RunFailed: ``out-of-memory``.
@@ -32,12 +32,12 @@ def out_of_memory_explained(device: torch.device, batch_size: int) -> Iterator[N
         if not _is_about_memory(error):
             raise
         less = max(1, batch_size // 2)
-        hints = [Hint("who else uses it?", "nvidia-smi" if device.type == "cuda" else "free -h")]
+        hints = [Hint("what else uses it?", "nvidia-smi" if device.type == "cuda" else "free -h")]
         if batch_size > 1:
             retry = f"MINGA_TRAIN_BATCH_SIZE={less} ./start_worker.sh"
             hints.insert(0, Hint("a smaller batch, on this PC only", retry))
         raise RunFailed(
-            f"{device} of {platform.node()} has not enough memory for a batch of {batch_size}"
+            f"{device} of {platform.node()} has too little memory for a batch of {batch_size}"
             + (f"; try {less}" if batch_size > 1 else ""),
             code="out-of-memory",
             hints=tuple(hints),
@@ -51,7 +51,7 @@ def _is_about_memory(error: Exception) -> bool:
 
 
 class Warnings:
-    """Says once what a person at this PC should look at."""
+    """Reports each problem of this PC once."""
 
     def __init__(self) -> None:
         self._console = Console("worker")
@@ -59,7 +59,7 @@ class Warnings:
         self._row = 0
 
     def settled(self, reason: str | None) -> None:
-        """Note why a push was refused, or None for one that counted."""
+        """Record the reason for a refused push, or None for a counted one."""
         if reason is None:
             self._row = 0
         elif reason == NON_FINITE:
@@ -71,7 +71,7 @@ class Warnings:
                 )
 
     def look_at(self, data: ImageData) -> None:
-        """Name images that could not be read since the last look."""
+        """Report images that could not be read since the last call."""
         bad = bad_images(data)
         if len(bad) == self._bad_images:
             return

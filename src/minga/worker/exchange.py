@@ -1,4 +1,4 @@
-"""The worker's end of the exchange: what it holds besides its weights, on their device."""
+"""The worker's side of the exchange: its state beside the weights, on their device."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Exchange:
         return self._codec.nbytes
 
     def restart(self, weights: Tensor) -> None:
-        """Begin from the ps's whole weights, fp32 [numel] on any device."""
+        """Start from the ps's full weights, fp32 [numel] on any device."""
         self.base.copy_(weights)
         self._residual.zero_()
 
     def hold(self, weights: Tensor) -> None:
-        """Note the weights that the next push is about; they may change from now on."""
+        """Copy the weights for the next push; they may change from now on."""
         self._pushed.copy_(weights)
 
     def encode(self) -> Tensor:
-        """Encode how far the held weights are from the base; return the payload on the CPU.
+        """Encode the difference of held weights and base; return the payload on the CPU.
 
         May run beside training. The payload is this object's own memory: it stays until the
         next call.
@@ -58,7 +58,7 @@ class Exchange:
         return self._sent
 
     def rebase(self, reply: Tensor, weights: Tensor) -> None:
-        """Take the reply to the last push; ``weights`` keep what was trained since."""
+        """Apply the reply to the last push; ``weights`` keep the progress made since."""
         payload = reply.to(self._payload.device, non_blocking=True)
         codecs.rebase(self._codec, payload, self.base, self._pushed, weights)
 

@@ -1,4 +1,4 @@
-"""The worker's model: its parameters as one flat vector, its local steps, its measurements."""
+"""The worker's model: one flat parameter vector, local steps, evaluation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def pick_device(wanted: str | None) -> torch.device:
-    """Return the device asked for, or the best that there is: cuda, then mps, then cpu.
+    """Return the requested device, or the best available: cuda, then mps, then cpu.
 
     Raises:
-        UsageError: ``device-missing``: there is no such device.
+        UsageError: ``device-missing``: this PC does not have it.
     """
     counts = {
         "cuda": torch.cuda.device_count(),
@@ -31,7 +31,7 @@ def pick_device(wanted: str | None) -> torch.device:
     }
     if wanted is None:
         return torch.device(next(kind for kind, count in counts.items() if count))
-    with contextlib.suppress(RuntimeError):  # not a device's name at all
+    with contextlib.suppress(RuntimeError):  # not a device name
         device = torch.device(wanted)
         if (device.index or 0) < counts.get(device.type, 0):
             return device
@@ -49,7 +49,7 @@ class Replica:
     """A model that trains locally; every parameter is a view into one flat vector.
 
     Args:
-        model: as :func:`minga.tasks.zoo.build_model` made it; owned from now on.
+        model: from :func:`minga.tasks.zoo.build_model`; owned from now on.
         optimizer: the run's.
         device: where it trains.
 
@@ -77,7 +77,7 @@ class Replica:
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._mixed and not bf16)
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
-        """Take one local step; return the loss, on the device and not waited for.
+        """Take one local step; return the loss, on the device, without synchronising.
 
         Args:
             images: uint8 [n, 3, side, side].
@@ -106,7 +106,7 @@ class Replica:
         return loss.detach()
 
     def load(self, weights: Tensor, buffers: Tensor) -> None:
-        """Set weights and buffers; momentum stays."""
+        """Set weights and buffers; keep the momentum."""
         self.set_weights(weights)
         self.set_buffers(buffers)
 
@@ -127,7 +127,7 @@ class Replica:
             own.copy_(part)
 
     def reset_momentum(self) -> None:
-        """Start again without momentum, as after a rejoin."""
+        """Reset the momentum, for a rejoin."""
         self._optimizer.state.clear()
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class Replica:
 
     @torch.no_grad()
     def batch_statistics(self, batches: Iterable[Tensor]) -> Tensor:
-        """Measure BatchNorm statistics at the present weights; buffers are left as they are.
+        """Measure BatchNorm statistics at the present weights; buffers stay unchanged.
 
         Args:
             batches: uint8 [n, 3, side, side] each.
@@ -176,10 +176,10 @@ class Replica:
 
 
 class _BatchNormReader:
-    """Sums what each batch shows to the BatchNorm layers.
+    """Sums the statistics of each batch in the BatchNorm layers.
 
     While it is entered they train with momentum 1, so that their buffers are the last batch's
-    statistics; everything else is as in an evaluation.
+    statistics; all other layers are in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, entries: Entries) -> None:
@@ -209,14 +209,14 @@ class _BatchNormReader:
         self._undo.close()
 
     def add(self, images: int, buffers: Tensor) -> None:
-        """Add a batch, of which ``buffers`` are the statistics."""
+        """Add a batch, whose statistics are ``buffers``."""
         first = buffers.double()
         second = torch.zeros_like(first)
         for layer, mean_at, variance_at in self._layers:
             mean = first[mean_at : mean_at + layer.num_features]
             variance = first[variance_at : variance_at + layer.num_features]
             seen = self._seen[layer]
-            variance.mul_((seen - 1) / seen).add_(mean.square())  # torch's is the unbiased one
+            variance.mul_((seen - 1) / seen).add_(mean.square())  # torch's is unbiased
             second[variance_at : variance_at + layer.num_features] = mean
         self.sums[0] += images
         self.sums[1:] += images * torch.cat([first, second])
@@ -226,7 +226,7 @@ class _BatchNormReader:
 
 
 def _sgd(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.SGD:
-    """Return Nesterov SGD that leaves BatchNorm parameters and biases undecayed."""
+    """Return Nesterov SGD without weight decay on BatchNorm parameters and biases."""
     groups: list[dict[str, Any]] = [
         {"params": [each for each in parameters if each.ndim > 1]},
         {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},

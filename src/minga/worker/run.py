@@ -1,4 +1,4 @@
-"""A worker process: find the ps, join, train; when the link breaks, wait and join again."""
+"""A worker process: find the ps, join, train; rejoin when the link breaks."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _INTERRUPTED = 130
 
 
 def run_worker(options: WorkerOptions) -> int:
-    """Take part in a run until it is done; return the exit status.
+    """Train in a run until it is done; return the exit status.
 
     Raises:
-        MingaError: what the user can do something about (see docs/troubleshooting.md).
+        MingaError: a failure that the user can fix (see docs/troubleshooting.md).
     """
     for name in ("RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)  # webdataset reads them
@@ -52,7 +52,7 @@ def run_worker(options: WorkerOptions) -> int:
 
 
 class Worker:
-    """One worker process; comes back by itself as long as its ps does."""
+    """One worker process; rejoins after every failure of the link or the ps."""
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
@@ -68,10 +68,10 @@ class Worker:
         self._started_s = time.monotonic()
         self._shown_s = 0.0
         self._silent_since_s: float | None = None
-        """Since when something listens there and does not answer."""
+        """Since when the address accepts connections but does not answer."""
 
     def run(self) -> int:
-        """Join, train, come back; return the exit status."""
+        """Join, train, rejoin; return the exit status."""
         signal.signal(signal.SIGINT, self._leave)
         signal.signal(signal.SIGTERM, self._leave)
         failures = 0
@@ -103,7 +103,7 @@ class Worker:
             self._leaving.wait(_BACK_OFF_S[-1])
 
     def _wait_silent(self, error: NoAnswer, began_s: float) -> None:
-        """Wait a little for something that does not answer; raise Unreachable after a while."""
+        """Wait for a silent address; raise Unreachable after ``wait_s``."""
         self._silent_since_s = self._silent_since_s or began_s
         left_s = self._options.wait_s - (time.monotonic() - self._silent_since_s)
         if error.other or left_s <= 0:
@@ -130,7 +130,7 @@ class Worker:
             except ConnectionError as error:
                 raise ConnectionError(reasons[0] if reasons else str(error)) from error
             except MingaError as error:
-                with contextlib.suppress(OSError):  # it may have gone as well
+                with contextlib.suppress(OSError):  # the ps may be gone, too
                     failed = {"code": error.code, "what": error.what}
                     link.call({"do": "leave", "failed": failed}, timeout_s=WORKER_FAREWELL_S)
                 raise
@@ -174,7 +174,7 @@ class Worker:
         }
 
     def _accept(self, terms: Message) -> None:
-        """Note the ps's terms; say what differs from what this worker was told."""
+        """Store the ps's terms; warn about those that differ from this worker's options."""
         options = self._options
         if self._terms and terms["run_id"] != self._terms["run_id"]:
             self._drop_trainer()
@@ -215,7 +215,7 @@ class Worker:
             return Settings.from_dict(self._terms["settings"])
         except TypeError as error:
             raise Refused(
-                f"the ps has settings that minga {__version__} of this PC does not know: {error}",
+                f"the ps has settings unknown to minga {__version__} on this PC: {error}",
                 code="protocol-differs",
                 hints=(Hint("the same version on both?", "minga --version"),),
             ) from error
@@ -235,7 +235,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _preparing(self, join: Join) -> Iterator[None]:
-        """Tell the ps every few seconds that this worker is alive while it prepares."""
+        """Send keepalives to the ps while this worker prepares."""
         ready = threading.Event()
 
         def keep() -> None:
@@ -275,13 +275,13 @@ class Worker:
         if self._leaving.is_set():
             os._exit(_INTERRUPTED)  # the second time: now
         self._leaving.set()
-        self._console.say("Leaving after this window; once more to leave at once.")
+        self._console.say("Leaving after this window; press Ctrl-C again to quit now.")
 
     def _end(self, outcome: str, status: int) -> int:
         if self._trainer is not None:
             try:
                 where = f"Statistics: {self._write_stats(outcome, self._trainer)}"
-            except OSError as error:  # a full or read-only disk: the ps has them, too
+            except OSError as error:  # a full or read-only disk; the ps has them, too
                 self._console.warn(f"no statistics on this PC: {error}")
                 where = "Statistics: at the ps"
             self._console.say(f"Worker {self._terms['rank']}: {outcome}. {where}")

@@ -29,13 +29,13 @@ _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
 _OF_THE_PUSH_BEFORE = ("wait_s", "exchange_s", "overhead_s", "encode_cpu_s", "bytes_in")
-"""What a push cannot know of itself."""
+"""Times of a push that are known only after it."""
 _READ_S = 120.0
 
 
 @dataclass(slots=True)
 class Totals:
-    """What this worker process did, over all its sessions."""
+    """Totals of this worker process over all its sessions."""
 
     samples: int = 0
     pushes: int = 0
@@ -51,18 +51,18 @@ class Totals:
 
 @dataclass(slots=True)
 class _Window:
-    """What was trained since the last push."""
+    """The training since the last push."""
 
     losses: list[torch.Tensor] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
-    """Seconds of it that the worker only waited for the ps."""
+    """Seconds of it spent waiting for the ps."""
 
 
 @dataclass(slots=True)
 class _Push:
-    """A push whose answer is not here yet; at first it is still being encoded."""
+    """A push without an answer yet; at first it is still being encoded."""
 
     sending: Future[Call]
     samples: int
@@ -70,7 +70,7 @@ class _Push:
 
     @property
     def answered(self) -> bool:
-        """Whether :meth:`answer` returns or raises at once."""
+        """Whether :meth:`answer` returns or raises immediately."""
         sent = self.sending
         return sent.done() and (sent.exception() is not None or sent.result().done)
 
@@ -80,7 +80,7 @@ class _Push:
 
     @property
     def took_s(self) -> float:
-        """Seconds until the answer was here."""
+        """Seconds until the answer arrived."""
         return self.sending.result().finished_s - self.begun_s
 
 
@@ -92,8 +92,8 @@ class Trainer:
         data: this worker's data set.
         replica: makes the model that trains, and another one for validation leases.
         batch_size: images per local step.
-        leaving: set when this worker was asked to leave.
-        progress: called after each push with what to show.
+        leaving: set when this worker must leave.
+        progress: called after each push with the figures to show.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Trainer:
         numel = self._replica.weights.numel()
         self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
         self._sender = ThreadPoolExecutor(1, "sender")
-        """Encodes and sends pushes while training goes on."""
+        """Encodes and sends pushes beside training."""
         self._outstanding: _Push | None = None
         self._report: Call | None = None
         self._reported_s = 0.0
@@ -133,19 +133,19 @@ class Trainer:
         self._version = 0
         self._sequence = 0
         self._last = dict.fromkeys(_OF_THE_PUSH_BEFORE, 0.0)
-        """Of the push before: told along with the next one."""
+        """Figures of the previous push, sent with the next one."""
         self._work = Work(task=WAIT)
         self._evaluating: deque[Lease] = deque()
         self._evaluated_snapshot = 0
         self._snapshot: tuple[int, Call] | None = None
-        """Weights to judge that are on their way, beside training, and their number."""
+        """The snapshot being received beside training, and its number."""
         self._warnings = Warnings()
 
     def train(self, link: Link) -> str:
         """Train over this link until the run ends; return ``done``, ``stopped`` or ``left``.
 
         Raises:
-            ConnectionError: the link broke; what was not pushed goes back to the ledger.
+            ConnectionError: the link broke; samples that were not pushed return to the ledger.
         """
         self._begin(link)
         while True:
@@ -174,13 +174,13 @@ class Trainer:
         self._loader.close()
 
     def _begin(self, link: Link) -> None:
-        """Start from the ps's weights; nothing of an earlier session is kept."""
+        """Start from the ps's weights; discard the state of earlier sessions."""
         self.totals.joins += 1
         self._loader.clear()
         self._evaluating.clear()
         self._evaluated_snapshot, self._snapshot = 0, None
         if self._outstanding is not None:
-            self._outstanding.sending.exception()  # waits: it reads what is set anew here
+            self._outstanding.sending.exception()  # waits: it reads fields that are reset here
         self._outstanding = self._report = None
         self._replica.reset_momentum()
         self._pull(link)
@@ -195,7 +195,7 @@ class Trainer:
         self._take(answer)
 
     def _take(self, answer: Message) -> None:
-        """Note what the ps gave along with an answer."""
+        """Take the work from an answer."""
         self._work = work = Work(**answer["work"])
         for plain in work.leases:
             lease = Lease.from_list(plain)
@@ -205,7 +205,7 @@ class Trainer:
                 self._evaluating.append(lease)
 
     def _train_window(self, link: Link) -> None:
-        """Take H local steps, while the last push may still be in flight; then push."""
+        """Take H local steps while the last push may be in flight, then push."""
         window = _Window()
         if self._next_buffers is not None:
             self._replica.set_buffers(self._next_buffers)
@@ -221,17 +221,17 @@ class Trainer:
                 self._send_keepalive(link)
             elif self._outstanding is None:
                 break
-            elif not self._keep_up(link, window, wait=True):  # its answer may bring leases
+            elif not self._keep_up(link, window, wait=True):  # its answer may contain leases
                 return
         if self._keep_up(link, window, wait=True) and window.losses:
             self._push(link, window)
 
     def _keep_up(self, link: Link, window: _Window, *, wait: bool) -> bool:
-        """Take the outstanding push's answer if it is here, or in any case.
+        """Take the outstanding push's answer if it has arrived, or wait for it.
 
         Returns:
-            False if that push was refused: the window began from weights that the ps does not
-            know, so it is dropped, and its samples are trained on again.
+            False if that push was refused: this window started from weights that the ps does not
+            have, so it is dropped and its samples are trained again.
         """
         push = self._outstanding
         if push is None or not (wait or push.answered):
@@ -244,7 +244,7 @@ class Trainer:
         return applied
 
     def _send_keepalive(self, link: Link) -> None:
-        """Keep the leases of a PC that is slower than they last; it does not wait for an answer."""
+        """Renew this worker's leases: one window may outlast them. Does not wait for the answer."""
         now_s = time.monotonic()
         due = now_s - self._reported_s >= self._report_every_s
         if due and (self._report is None or self._report.done):
@@ -283,7 +283,7 @@ class Trainer:
         self._progress({"loss": loss, "samples": samples, "version": self._version})
 
     def _send(self, link: Link, message: Message, buffers: torch.Tensor) -> Call:
-        """Encode the held weights and send them; runs beside training."""
+        """Encode and send the held weights; runs beside training."""
         if message["sequence"] % _CHECK_EVERY == 0:
             message["reference_crc"] = self._exchange.base_crc()
         started_s = time.thread_time()
@@ -292,13 +292,13 @@ class Trainer:
         return link.start(message, (payload, buffers), timeout_s=CALL_S)
 
     def _settle(self, link: Link, push: _Push) -> bool:
-        """Wait for a push's answer and go on from it; return whether it was applied."""
+        """Wait for a push's answer and apply it; return whether the push was applied."""
         started_s = time.monotonic()
         answer, tensors = push.answer()
         self._outstanding = None
         waited_s = time.monotonic() - started_s
         self._last["wait_s"] += waited_s
-        held_s = float(answer.get("held_s", 0.0))  # for the others of a round
+        held_s = float(answer.get("held_s", 0.0))  # time waiting for the rest of a round
         self._last["exchange_s"] = push.took_s - held_s
         self.totals.wait_s += waited_s
         self._take(answer)
@@ -319,12 +319,12 @@ class Trainer:
         self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
         self._warnings.settled(reason)
         if reason in SPOILT:
-            self._replica.reset_momentum()  # what spoilt the push is in there, and would stay
+            self._replica.reset_momentum()  # the residual holds what made the push non-finite
         self._pull(link)
         return False
 
     def _snapshot_is_here(self, link: Link, *, wait: bool = False) -> bool:
-        """Return whether the weights to judge are here; have them sent, once, if they are not."""
+        """Return whether the snapshot to evaluate has arrived; request it once if not."""
         wanted = self._work.snapshot
         if self._evaluated_snapshot == wanted:
             return True
@@ -340,7 +340,7 @@ class Trainer:
         return True
 
     def _evaluate_lease(self, link: Link, lease: Lease) -> None:
-        """Do one lease of a validation on the ps's frozen snapshot."""
+        """Process one lease of a validation on the ps's frozen snapshot."""
         asked = {"do": "snapshot", "weights": False}  # the buffers change between two phases
         _, (_, buffers) = link.call(asked, timeout_s=CALL_S)
         self._evaluator.set_buffers(buffers)
@@ -371,7 +371,7 @@ class Trainer:
         self._take(link.call(message, vector, timeout_s=CALL_S)[0])
 
     def _reporting(self, link: Link, batches: Iterator[_Images]) -> Iterator[_Images]:
-        """Pass batches on, and say now and then that the work goes on."""
+        """Pass batches on, and send a keepalive regularly."""
         for batch in batches:
             self._send_keepalive(link)
             yield batch
