@@ -1,4 +1,4 @@
-"""A ps and two workers on virtual PCs, started as the guide says: by the start scripts."""
+"""A ps and two workers on virtual PCs, started by the start scripts."""
 
 from __future__ import annotations
 

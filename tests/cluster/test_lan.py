@@ -1,4 +1,4 @@
-"""Three PCs as network namespaces: the tunnel, and the guide's start scripts."""
+"""Three PCs as network namespaces: the tunnel, and the start scripts."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class RunFolder:
         return self.summary.exists()
 
     def stats_file(self, role: str) -> Path:
-        """Return a new name as the guide has it: ``<hostname>_<role>_<timestamp>.json``."""
+        """Return a new path ``<hostname>_<role>_<timestamp>.json``."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         return self.stats / f"{platform.node() or 'localhost'}_{role}_{stamp}.json"
 

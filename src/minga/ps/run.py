@@ -107,7 +107,7 @@ async def _serve(
 def _invite(
     console: Console, state: RunState, identity: Identity, options: PsOptions, port: int
 ) -> None:
-    """Print what the guide promises: address, port, the command that starts a worker."""
+    """Print address, port, and the command that starts a worker."""
     addresses = [options.host] if options.host else lan_addresses()
     console.say(f"Run {state.run_id}" + (" (resumed)" if state.resumed else ""))
     console.say(f"  address  {', '.join(addresses)}")

@@ -15,12 +15,12 @@ from minga.settings.options import PsOptions, WorkerOptions
 
 PREFIX = "MINGA_"
 
-GUIDE_SETTINGS = {
+SCRIPT_SETTINGS = {
     "EPOCHS": "train.epochs",
     "DATASET_URL": "data.path",
     "VAL_DATASET_URL": "data.val_path",
 }
-"""The guide's names of three settings; the ``MINGA_*`` name beats them."""
+"""The start scripts' names of three settings; the ``MINGA_*`` name overrides them."""
 
 USE_WEBDATASET = "USE_WEBDATASET"
 
@@ -34,11 +34,11 @@ _ELSEWHERE = {
 
 @cache
 def known_variables() -> dict[str, str]:
-    """Return every variable's meaning: settings, the guide's names, options, the rest."""
+    """Return every variable's meaning: settings, the start scripts' names, options, the rest."""
     fields = setting_fields()
     meanings = {field.variable: field.meaning for field in fields.values()}
-    for variable, key in GUIDE_SETTINGS.items():
-        meanings[variable] = f"As {fields[key].variable}, which beats it."
+    for variable, key in SCRIPT_SETTINGS.items():
+        meanings[variable] = f"As {fields[key].variable}, which overrides it."
     for options in (PsOptions, WorkerOptions):
         docs = attribute_docs(options)
         for name, hint in get_type_hints(options, include_extras=True).items():
@@ -68,7 +68,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
 
 
 def webdataset_wanted(environ: Mapping[str, str]) -> bool:
-    """Return the value of the guide's USE_WEBDATASET. Raises UsageError ``config-value``."""
+    """Return the value of USE_WEBDATASET. Raises UsageError ``config-value``."""
     text = environ.get(USE_WEBDATASET, "").lower()
     if text in ("true", "1", "yes"):
         return True

@@ -1,7 +1,7 @@
 """The options of one process, apart from the run's settings: addresses, folders, names.
 
 Precedence: flags, variables in the order listed, defaults. ``MINGA_*`` come
-before the names of the guide and the env files.
+before the names in the start scripts and the env files.
 """
 
 from __future__ import annotations

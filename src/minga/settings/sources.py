@@ -11,7 +11,7 @@ import yaml
 
 from minga.errors import Hint, UsageError
 from minga.settings.environment import (
-    GUIDE_SETTINGS,
+    SCRIPT_SETTINGS,
     USE_WEBDATASET,
     check_variables,
     did_you_mean,
@@ -57,7 +57,7 @@ def resolve_settings(
     Args:
         yaml_path: a file like ``train.yaml``; none reads no file.
         flags: text by key, for example ``{"optimizer.lr": "0.1"}``.
-        environ: ``MINGA_SECTION_FIELD`` and the guide's names; an empty text is not set.
+        environ: ``MINGA_SECTION_FIELD`` and the start scripts' variables; empty counts as not set.
 
     Raises:
         UsageError: ``config-file``, ``config-unknown-key``, ``config-unknown-variable`` or
@@ -116,11 +116,11 @@ def _read_flags(flags: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    keys = GUIDE_SETTINGS | {field.variable: key for key, field in setting_fields().items()}
+    keys = SCRIPT_SETTINGS | {field.variable: key for key, field in setting_fields().items()}
     given = {}
     if webdataset_wanted(environ):
         given["data.format"] = _Given("webdataset", f"env {USE_WEBDATASET}")
-    for variable, key in keys.items():  # the guide's names first: MINGA_* replace them
+    for variable, key in keys.items():  # the start scripts' names first: MINGA_* override them
         if text := environ.get(variable):
             given[key] = _Given(text, f"env {variable}")
     return given
