@@ -49,6 +49,7 @@ class Handle:
         self.process: ForkServerProcess
         self._line, self._their_line = socket.socketpair()
         self._descriptors, self._their_descriptors = socket.socketpair()
+        self._descriptors.setblocking(False)  # a frozen session must not stop the event loop
 
     def start(self, parameters: SharedParameters) -> None:
         """Fork the process (blocking: the first one waits for torch to load)."""
@@ -65,19 +66,18 @@ class Handle:
         self._their_descriptors.close()
 
     def pass_on(self, raw: socket.socket) -> None:
-        """Give the process a worker's connection. Raises OSError when it is gone."""
+        """Give the process a worker's connection. Raises OSError when it is gone or frozen."""
         socket.send_fds(self._descriptors, [b"\0"], [raw.fileno()])
         raw.close()
 
     async def serve(self, answer: Answer) -> None:
         """Answer what the process asks until it ends."""
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError), contextlib.closing(writer):
             while True:
                 asked = await read_frame(reader)
                 writer.write(encode_frame(await answer(self, asked)))
                 await writer.drain()
-        writer.close()
 
     def kill(self) -> None:
         """End the process now."""
