@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from minga.data.digits import prepare_digits
-from support import ROOT, RunMinga
+from support import ALLOW_ROOT, ROOT, RunMinga
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in child processes
+os.environ |= ALLOW_ROOT  # for fixtures of modules and sessions, too
 
 _OURS = ("RANK", "WORKER_RANK", "WORLD_SIZE", "EPOCHS", "USE_WEBDATASET")
 _OURS_BY_START = ("MINGA_", "MASTER_", "DATASET_URL", "VAL_DATASET_URL")
@@ -34,6 +35,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
+        if name in ALLOW_ROOT:
+            continue
         if name in _OURS + _MAKES_OWN or name.startswith(_OURS_BY_START):
             monkeypatch.delenv(name)
 

@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 """The project's folder."""
 
+ALLOW_ROOT = {"MINGA_ALLOW_ROOT": "1"}
+"""Network namespaces and CI's machines need root: processes of tests may be root, too."""
+
 RunMinga = Callable[..., subprocess.CompletedProcess[str]]
 """The fixture ``run_minga``."""
 

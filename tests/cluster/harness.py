@@ -21,6 +21,7 @@ from minga.ps.audit import Audit, audit
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.stream import close
+from support import ALLOW_ROOT
 
 TIMEOUT_S = 90.0
 _LOOK_S = 0.02
@@ -246,7 +247,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={**os.environ, "MINGA_TOKEN": str(self.identity.secret)},
+                env={**os.environ, **ALLOW_ROOT, "MINGA_TOKEN": str(self.identity.secret)},
                 start_new_session=True,
             )
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support import ALLOW_ROOT
+
 _NET = "10.77.9"
 _numbers = itertools.count()
 
@@ -43,7 +45,13 @@ class VirtualPc:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env={**kept, "HOME": str(self.home), "OMP_NUM_THREADS": "1", **environment},
+                env={
+                    **kept,
+                    "HOME": str(self.home),
+                    "OMP_NUM_THREADS": "1",
+                    **ALLOW_ROOT,
+                    **environment,
+                },
                 start_new_session=True,
             )
         self.processes.append(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -229,6 +230,8 @@ class _Roles:
         self.resolved: Resolved | None = None
         self.ps: PsOptions | None = None
         self.worker: WorkerOptions | None = None
+        monkeypatch.delenv("MINGA_ALLOW_ROOT")
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
         for name in ("ps", "worker"):
             fake = ModuleType(f"minga.{name}.run")
             vars(fake)[f"run_{name}"] = getattr(self, f"_run_{name}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from minga.cli.root import WHY, is_root, require_ordinary_user
 from minga.cli.settings_flags import (
     DEFAULT_CONFIG,
     ConfigPath,
@@ -14,6 +15,7 @@ from minga.cli.settings_flags import (
     config_file,
     given_flags,
 )
+from minga.console import Console
 from minga.errors import Hint, UsageError
 from minga.settings.environment import check_variables, webdataset_wanted
 from minga.settings.options import DemoOptions, PsOptions, WorkerOptions, optional
@@ -37,6 +39,7 @@ def ps(
         config: YAML file of settings, or none; the default may be missing.
         settings: of the run.
     """
+    require_ordinary_user("ps", allow_root=options.allow_root)
     resolved = resolve_settings(config_file(config), given_flags(settings), os.environ)
     _quiet_torch()
     from minga.ps.run import run_ps
@@ -56,6 +59,7 @@ def worker(
         token_file: File with the ps's join token, instead of the token itself.
     """
     check_variables(os.environ)
+    require_ordinary_user("worker", allow_root=options.allow_root)
     options = _complete(options, token_file)
     _quiet_torch()
     from minga.worker.run import run_worker
@@ -66,6 +70,9 @@ def worker(
 def demo(*, options: DemoOptions = _DEMO) -> int:
     """Train on this PC alone: a ps and workers, real digits, under a minute."""
     check_variables(os.environ)
+    if is_root():
+        Console("demo").warn(f"this is root: until the demo ends, {WHY} (docs/security.md)")
+        os.environ["MINGA_ALLOW_ROOT"] = "1"  # for the ps and the workers that it starts
     from minga.demo import run_demo
 
     return run_demo(options)

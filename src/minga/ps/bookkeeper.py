@@ -185,9 +185,8 @@ class Bookkeeper:
         self.progressed()
 
     def on_session_end(self, handle: Handle) -> None:
-        """A session ended: settle what it left, give back what it held."""
+        """A session ended and its push is whole: settle it, then give back what it held."""
         member = handle.member
-        self.parameters.repair()
         self.settle(handle)
         handle.pending = None
         back = self.ledger.give_back(member.owner)

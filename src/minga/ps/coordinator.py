@@ -245,6 +245,10 @@ class Coordinator:
             bookkeeper.close_round()
             for owner, samples in bookkeeper.ledger.expire(now_s).items():
                 self.events.write("lease_expired", owner=owner, samples=samples)
+        if self._sessions is not None and (frozen := self._sessions.kill_frozen()) is not None:
+            member = frozen.member
+            facts = {"worker": member.name, "rank": member.rank, "host": member.host}
+            self.events.write("session_lost", reason="frozen while it held the lock", **facts)
         self.show(self.report.publish(bookkeeper, self.refused_visitors))
 
     async def _repace(self) -> None:

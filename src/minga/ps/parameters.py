@@ -8,6 +8,7 @@ push from its record before it does anything else.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import mmap
 import os
@@ -31,6 +32,7 @@ SLOTS = 1024
 # Header words, 8 bytes each.
 _VERSION, _ACTIVE_WORKERS = 0, 1
 _REDO, _PUSH, _SLOT, _NEW_VERSION, _CODEC, _PROGRESS, _SCALE, _BUFFER_WEIGHT = range(2, 10)
+_HOLDER, _TAKEN = 10, 11
 _APPLIED = 16
 _HEADER_BYTES = 8 * (_APPLIED + SLOTS)
 _ALIGNMENT = 64
@@ -128,12 +130,25 @@ class SharedParameters:
         """Return the number of the slot's last applied push; 0 for none. Takes no lock."""
         return self._integers[_APPLIED + slot]
 
+    def holder(self) -> tuple[int, int]:
+        """Return the process that holds the lock (0: none) and how often it was taken so far.
+
+        Takes no lock. A process that was killed stays named until the next one takes the lock.
+        """
+        return self._integers[_HOLDER], self._integers[_TAKEN]
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other thread and process out; first complete what a dead holder left."""
+        """Keep every other thread and process out; first complete what a dead holder left.
+
+        Never on an event loop: the lock's holder may wait for the loop, or be frozen.
+        """
+        assert not _on_an_event_loop(), "the event loop must not wait for the parameters' lock"
         with self._threads:
             if self._depth == 0:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, _LOCK_BYTE, os.SEEK_SET)
+                self._integers[_HOLDER] = os.getpid()
+                self._integers[_TAKEN] += 1
             self._depth += 1
             try:
                 if self._depth == 1:
@@ -142,6 +157,7 @@ class SharedParameters:
             finally:
                 self._depth -= 1
                 if self._depth == 0:
+                    self._integers[_HOLDER] = 0
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _LOCK_BYTE, os.SEEK_SET)
 
     def repair(self) -> None:
@@ -254,6 +270,14 @@ class SharedParameters:
 
     def _store(self, word: int, value: int) -> None:
         self._integers[word] = value
+
+
+def _on_an_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _attach(descriptor: Any, weights: int, buffers: int) -> SharedParameters:

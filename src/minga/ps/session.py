@@ -230,13 +230,14 @@ class _Streams:
 
     def _serve(self, raw: socket.socket) -> None:
         raw.settimeout(STREAM_S)
+        stream = raw
         try:
-            stream = self._context.wrap_socket(raw, server_side=True)
+            stream = self._context.wrap_socket(raw, server_side=True)  # owns the descriptor now
             hello = receive(stream, HELLO_LIMIT_BYTES)
             if not hmac.compare_digest(str(hello.get("key")), self._spec.key):
                 raise ValueError("wrong session key")
         except (OSError, ValueError):
-            close(raw)
+            close(stream)
             return
         if hello.get("role") == "rpc":
             agent = socket.create_connection(("127.0.0.1", self._port))

@@ -23,6 +23,9 @@ from minga.transport.stream import (
     read_frame,
 )
 
+FROZEN_LOOKS = 10
+"""A session that holds the lock at so many looks in a row, a second apart, is killed."""
+
 Answer = Callable[["Handle", Message], Awaitable[Message]]
 
 
@@ -49,6 +52,7 @@ class Handle:
         self.process: ForkServerProcess
         self._line, self._their_line = socket.socketpair()
         self._descriptors, self._their_descriptors = socket.socketpair()
+        self._descriptors.setblocking(False)  # a frozen session must not stop the event loop
 
     def start(self, parameters: SharedParameters) -> None:
         """Fork the process (blocking: the first one waits for torch to load)."""
@@ -65,19 +69,25 @@ class Handle:
         self._their_descriptors.close()
 
     def pass_on(self, raw: socket.socket) -> None:
-        """Give the process a worker's connection. Raises OSError when it is gone."""
+        """Give the process a worker's connection. Raises OSError when it is gone or frozen."""
         socket.send_fds(self._descriptors, [b"\0"], [raw.fileno()])
         raw.close()
 
     async def serve(self, answer: Answer) -> None:
         """Answer what the process asks until it ends."""
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError), contextlib.closing(writer):
             while True:
                 asked = await read_frame(reader)
                 writer.write(encode_frame(await answer(self, asked)))
                 await writer.drain()
-        writer.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        with contextlib.suppress(ValueError, AttributeError):
+            return self.process.pid
+        return None
 
     def kill(self) -> None:
         """End the process now."""
@@ -99,7 +109,8 @@ class Sessions:
     Args:
         template: what every session is told, but for id, key, slot and host.
         answer: answers what a session asks.
-        ended: called when a session's process is gone.
+        ended: called on the event loop when a session's process is gone and the push that it
+            left half-way is complete.
     """
 
     def __init__(
@@ -115,6 +126,8 @@ class Sessions:
         self._ended = ended
         self._handles: dict[str, Handle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._seen = (0, 0)
+        self._looks = 0
 
     def handles(self) -> list[Handle]:
         """Return all that live."""
@@ -167,6 +180,22 @@ class Sessions:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
+    def kill_frozen(self) -> Handle | None:
+        """Kill a session that is frozen inside the lock, where everybody waits for it.
+
+        Looks are counted, not seconds: all processes of a PC that slept were frozen alike.
+        """
+        holder = self._parameters.holder()
+        self._looks = self._looks + 1 if holder == self._seen and holder[0] else 0
+        self._seen = holder
+        if self._looks < FROZEN_LOOKS:
+            return None
+        self._looks = 0
+        frozen = next((each for each in self.handles() if each.pid == holder[0]), None)
+        if frozen is not None:
+            frozen.kill()
+        return frozen
+
     def kill_all(self) -> None:
         """End every session process now."""
         for handle in self.handles():
@@ -177,6 +206,12 @@ class Sessions:
             await asyncio.to_thread(handle.start, self._parameters)
             await handle.serve(self._answer)
         finally:
-            await asyncio.to_thread(handle.reap)
+            await asyncio.to_thread(self._clean_up, handle)
+            # settled in the same step: until then a capture finds the handle, and nobody its slot
             del self._handles[handle.spec.id]
             self._ended(handle)
+
+    def _clean_up(self, handle: Handle) -> None:
+        """Free what the process held, its lock included; blocks while others hold the lock."""
+        handle.reap()
+        self._parameters.repair()

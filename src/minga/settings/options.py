@@ -34,6 +34,7 @@ def optional(*variables: str) -> Parameter:
 PORT = Parameter(env_var=("MINGA_PORT", "MASTER_PORT"), validator=Number(gte=1, lte=65535))
 WORLD_SIZE = Parameter(env_var=("MINGA_WORLD_SIZE", "WORLD_SIZE"), validator=Number(gte=2))
 RUNS = Parameter(env_var="MINGA_RUNS")
+ALLOW_ROOT = Parameter(env_var="MINGA_ALLOW_ROOT", negative=())
 
 
 @Parameter(name="*")
@@ -57,6 +58,8 @@ class PsOptions:
     """File with the join token; none creates one in the state folder."""
     state: Annotated[Path, Parameter(env_var="MINGA_STATE")] = Path(".minga")
     """Folder of certificate, token and crash logs."""
+    allow_root: Annotated[bool, ALLOW_ROOT] = False
+    """Start as root: every token holder can then read all files of this PC."""
 
 
 @Parameter(name="*")
@@ -103,6 +106,8 @@ class WorkerOptions:
     """Folder of all runs, for this worker's statistics."""
     wait_s: Annotated[float, Parameter(env_var="MINGA_WAIT_S", validator=Number(gte=0))] = 600.0
     """Seconds to wait for an unreachable ps."""
+    allow_root: Annotated[bool, ALLOW_ROOT] = False
+    """Start as root: the ps and the users of this PC can then read all of its files."""
 
 
 @Parameter(name="*")

@@ -70,6 +70,16 @@ class JoinStream:
         """Close the stream."""
         self._writer.close()
 
+    async def closed(self) -> None:
+        """Close the stream and return when its descriptor is free."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Close the stream without a word to the worker."""
+        self._writer.transport.abort()
+
 
 class Door:
     """Listen on one port; pass joins and session streams on to their owners.
@@ -131,19 +141,9 @@ class Door:
             task.add_done_callback(lambda done: self._waiting.pop(done, None))
 
     async def _admit(self, raw: socket.socket, host: str) -> None:
-        raw.setblocking(False)
-        passed = False
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                session = read_preamble(await _receive_preamble(raw))
-                tune(raw)
-                if session is not None:
-                    passed = self._streamed(session, raw, host)
-                    if not passed:
-                        self._refused(host, "no such session")
-                    return
-                join = await self._identify(raw, host)
-                passed = True
+                join = await self._hand_over(raw, host)
         except _Probe:
             pass  # somebody looked whether the port is open
         except TimeoutError:
@@ -152,19 +152,41 @@ class Door:
             self._refused(host, "waiting room full")
         except (OSError, EOFError, ValueError, KeyError) as error:
             self._refused(host, str(error) or type(error).__name__)
-        finally:
-            if not passed:
-                raw.close()
-        if passed:
-            self._let_in(join)
+        else:
+            if join is not None:
+                self._let_in(join)
+
+    async def _hand_over(self, raw: socket.socket, host: str) -> JoinStream | None:
+        """Give the socket to its session, or return a join whose token was proved.
+
+        A descriptor has one owner, and only the owner closes it: this method, until a session
+        or the TLS transport takes it. A socket that is closed although a transport has it leaves
+        the transport on the loop, in the way of the next connection with the same number.
+        """
+        with contextlib.ExitStack() as ours:
+            ours.callback(raw.close)
+            raw.setblocking(False)
+            session = read_preamble(await _receive_preamble(raw))
+            tune(raw)
+            if session is not None:
+                if not self._streamed(session, raw, host):
+                    raise ValueError("no such session")
+                ours.pop_all()
+                return None
+            ours.pop_all()
+        return await self._identify(raw, host)
 
     async def _identify(self, raw: socket.socket, host: str) -> JoinStream:
-        """TLS, then the token; raises ValueError when the proof is wrong."""
+        """TLS, then the token; owns the socket. Raises ValueError when the proof is wrong."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=HELLO_LIMIT_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, raw, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
+            lambda: protocol,
+            raw,
+            ssl=self._context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=HANDSHAKE_S,
         )
         join = JoinStream(host, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
         try:
@@ -173,13 +195,20 @@ class Door:
             hello = await join.receive(HANDSHAKE_S)
             proof = bytes.fromhex(str(hello.pop("proof")))
             if not hmac.compare_digest(proof, self._secret.proof(nonce)):
-                await join.send({"refused": _WRONG_TOKEN})
-                raise ValueError("wrong token")
+                await self._refuse(join)
         except BaseException:
-            join.close()
+            join.abort()
             raise
         join.hello = hello
         return join
+
+    async def _refuse(self, join: JoinStream) -> None:
+        """Answer a wrong proof; the limits of a visitor hold until it is gone."""
+        try:
+            await join.send({"refused": _WRONG_TOKEN})
+            await join.closed()
+        finally:  # however long it stays: the reason is this one
+            raise ValueError("wrong token")
 
     def _let_in(self, join: JoinStream) -> None:
         async def meet() -> None:

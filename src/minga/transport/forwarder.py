@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from minga.transport.reply_turns import ASK_AGAIN_S, Turn
-from minga.transport.stream import close
+from minga.transport.stream import close, wake
 
 _BUFFER_BYTES = 256 * 1024
 
@@ -155,7 +155,7 @@ class PortForwarder:
         """Close the port and every connection that it carries."""
         close(self._listener)
         for stream in tuple(self._streams):
-            close(stream)
+            wake(stream)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed

@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed import Store
 
 from minga.timing import BEAT_S, SILENCE_S
-from minga.transport.stream import Message, close, receive, send
+from minga.transport.stream import Message, receive, send, wake
 
 _POLL_S = 0.02
 _DEFAULT_WAIT_S = 30.0
@@ -157,7 +157,9 @@ class WorkerStore(Store):
     def close(self) -> None:
         """Stop the heartbeat and close the stream."""
         self._closed.set()
-        close(self._stream)
+        wake(self._stream)
+        with self._lock:  # nobody is in the middle of an exchange
+            self._stream.close()
 
     def set(self, key: str, value: str | bytes) -> None:
         """Store a value."""

@@ -120,10 +120,15 @@ def tune(raw: socket.socket) -> None:
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
+def wake(stream: socket.socket) -> None:
+    """End a connection that another thread uses; that thread, its owner, closes it."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(stream, socket.SHUT_RDWR)  # TLS state stays the owner's
+
+
 def close(stream: socket.socket) -> None:
     """Shut a socket down, which wakes whoever blocks on it, and close it."""
-    with contextlib.suppress(OSError):
-        stream.shutdown(socket.SHUT_RDWR)
+    wake(stream)
     with contextlib.suppress(OSError):
         stream.close()
 
