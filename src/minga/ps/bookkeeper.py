@@ -36,7 +36,7 @@ class Bookkeeper:
     """The run's books: ledger, journal, members, schedule, last push of each worker process.
 
     Attributes:
-        phase: ``train`` until the run is over, then ``done``; ``stopped`` when asked to stop.
+        phase: ``train`` until the run is over, then ``done``; ``stopped`` after a stop request.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Bookkeeper:
         self.rounds = Rounds()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the books (plain types only)."""
+        """Return the books for a checkpoint (plain types only)."""
         return {
             "ledger": self.ledger.state(),
             "last_sequence": dict(self.last_sequence),
@@ -86,7 +86,7 @@ class Bookkeeper:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave; the journal is cut by its owner."""
+        """Continue from :meth:`state`; the journal's owner truncates the journal."""
         self.ledger.restore(state["ledger"])
         self.last_sequence = dict(state["last_sequence"])
         self.last_push = int(state["last_push"])
@@ -135,7 +135,7 @@ class Bookkeeper:
         return {}
 
     def settle(self, handle: Handle, facts: Message | None = None) -> None:
-        """Count a pending push if, and only if, the shared memory says that it was applied."""
+        """Count a pending push if, and only if, the shared memory records it as applied."""
         pending, member = handle.pending, handle.member
         if pending is None or self.parameters.applied(handle.spec.slot) != pending.push:
             return
@@ -145,7 +145,7 @@ class Bookkeeper:
         self.ledger.count(spans, time.monotonic())
         self.last_sequence[member.uuid] = int(message["sequence"])
         samples = sum(span.stop - span.start for span in spans)
-        # a session that was killed before its report: at most so stale, and this push itself
+        # a session killed before its report: the upper limit, without this push itself
         between = self.parameters.version - 1 - int(message["base_version"])
         facts = facts or {}
         staleness = int(facts.get("staleness", max(0, between)))
@@ -185,7 +185,7 @@ class Bookkeeper:
         self.progressed()
 
     def on_session_end(self, handle: Handle) -> None:
-        """A session ended and its push is whole: settle it, then give back what it held."""
+        """Settle the push of an ended session, then take back its leases."""
         member = handle.member
         self.settle(handle)
         handle.pending = None
@@ -200,7 +200,7 @@ class Bookkeeper:
             )
 
     def close_round(self) -> None:
-        """Let those go on who wait for others, if there is nobody to wait for any more."""
+        """Close the round if no other worker will push."""
         exchange, waiting = self.plan.settings.exchange, self.rounds.waiting
         others = self.phase == TRAIN and any(
             member.state == TRAINING
@@ -213,7 +213,7 @@ class Bookkeeper:
         self.rounds.close_if(wanted, others=others)
 
     def repace(self) -> None:
-        """Choose H anew for everybody who trains, and say what was chosen if it differs much."""
+        """Choose H for all training workers, and log the choice if it differs much."""
         exchange = self.plan.settings.exchange
         training = {member.rank: member for member in self.members if member.state == TRAINING}
         typical = {rank: member.paces.typical for rank, member in training.items()}
@@ -239,7 +239,7 @@ class Bookkeeper:
         )
 
     def work(self, member: Member) -> Message:
-        """Return ``{"work": ...}``: what this worker does next."""
+        """Return ``{"work": ...}``, this worker's next work."""
         return {"work": self._next(member).to_dict()}
 
     def _next(self, member: Member) -> Work:
@@ -294,7 +294,7 @@ class Bookkeeper:
     def _refused(
         self, handle: Handle, reason: str, staleness: int, message: Message | None = None
     ) -> Message:
-        """Take a refused push back whole: its samples are dealt again."""
+        """Refuse a push as a whole: its samples are leased again."""
         member = handle.member
         if message is None:
             assert handle.pending is not None, "only a pending push is refused"
@@ -351,7 +351,7 @@ class Bookkeeper:
             )
             self.parameters.active_workers = self.members.active(time.monotonic())
         work = self.work(member)
-        self.close_round()  # without a lease it pushes nothing that others could wait for
+        self.close_round()  # without a lease it makes no push that others could wait for
         return work
 
     def _result(self, member: Member, message: Message, vector: str) -> Message:
@@ -362,7 +362,7 @@ class Bookkeeper:
         return self.work(member)
 
     def journal_evaluation(self, member: Member, message: Message) -> None:
-        """Keep who measured what, for audits of a validation."""
+        """Log which worker evaluated which samples, for audits of a validation."""
         self.events.write(
             str(message["kind"]),
             worker=member.name,
@@ -375,7 +375,7 @@ class Bookkeeper:
     def _tell(self, kind: str, member: Member, asked: Message) -> None:
         facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}
         if kind == "lost" and member.state == LEFT:
-            return  # it said goodbye before
+            return  # it has left before
         if kind == "lost":
             self.events.write("session_lost", reason=asked["reason"], **facts)
         else:

@@ -1,7 +1,7 @@
-"""Write and read checkpoints: whole or not at all, plain types only.
+"""Write and read checkpoints: atomically, plain types only.
 
-``model`` is an ordinary state dict: where the stem is stock it loads into the plain torchvision
-model. ``last.pth`` also holds what the ps needs to go on; ``best.pth`` holds what was measured.
+``model`` is an ordinary state dict: with a stock stem it loads into the plain torchvision
+model. ``last.pth`` also holds the state to resume from; ``best.pth`` holds its evaluation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 class _Target(FileIO):
-    """A file that remembers why a write failed, and writes all that it is given."""
+    """A file that writes everything it is given, and stores why a write failed."""
 
     failed: OSError | None = None
 
@@ -60,32 +60,32 @@ class _Target(FileIO):
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a run can go on from. Raises Refused as :func:`read` does."""
+    """Read a checkpoint that a run can resume from. Raises Refused like :func:`read`."""
     content = read(path)
     if not content.keys() >= _TO_GO_ON:
         raise Refused(
             f"{path} holds weights and nothing of the run that made them",
             code="checkpoint-format",
-            hints=(Hint("a run goes on from its last.pth", f"ls {path.parent}"),),
+            hints=(Hint("a run resumes from its last.pth", f"ls {path.parent}"),),
         )
     return content
 
 
 def settings_of(content: dict[str, Any], path: Path) -> Settings:
-    """Return a checkpoint's settings. Raises Refused when this version has not all of them."""
+    """Return a checkpoint's settings. Raises Refused if this version does not know all of them."""
     try:
         return Settings.from_dict(content["settings"])
     except (KeyError, TypeError) as error:
         raise Refused(
             f"{path} was written by minga {content.get('minga', '?')}, "
-            f"whose settings are others: {error}",
+            f"with other settings: {error}",
             code="checkpoint-format",
             hints=(Hint("which version is this?", "minga --version"),),
         ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running anything it holds.
+    """Read a checkpoint without executing any of its content.
 
     Raises:
         Refused: ``checkpoint-missing``, ``checkpoint-corrupt`` or ``checkpoint-format``.

@@ -1,4 +1,4 @@
-"""Which workers this ps can talk to: the same protocol, and the same torch under it."""
+"""Compatibility of ps and worker: the same protocol, and the same torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from minga.transport.stream import Message
 
 
 def require_compatible(hello: Message, host: str) -> None:
-    """Raise Refused unless a worker that says this of itself can take part.
+    """Raise Refused unless a worker with this hello is compatible.
 
-    torch promises nothing about its RPC between two versions; a patch release, and a build for
+    torch guarantees nothing about its RPC between two versions; a patch release, and a build for
     another device (``2.13.0+cpu``, ``2.13.1+cu126``), make no difference.
 
     Raises:

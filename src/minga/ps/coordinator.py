@@ -1,4 +1,4 @@
-"""The ps's main process: lets workers in, keeps the run going, saves it, ends it.
+"""The ps's main process: joins, training, checkpoints, end.
 
 Membership, ledger, schedule, checkpoints and statistics live on one event loop. Tensors stay
 in the session processes and in the memory that they share.
@@ -61,11 +61,11 @@ class Coordinator:
         self._stop = asyncio.Event()
 
     def open(self, listener: socket.socket) -> int:
-        """Take joins from this listener; return the port."""
+        """Accept joins from this listener; return the port."""
         return self._door.open(listener)
 
     def stop(self) -> None:
-        """Ask the run to save itself and end."""
+        """Ask the run to write a checkpoint and end."""
         self._stop.set()
 
     async def run(self) -> str:
@@ -84,7 +84,7 @@ class Coordinator:
             phase = training.result() if training.done() else STOPPED
             if self.bookkeeper is not None:
                 self.bookkeeper.phase = STOPPED if phase == FAILED else phase
-                if phase != FAILED:  # else the checkpoints stay as they are
+                if phase != FAILED:  # else the checkpoints stay unchanged
                     await self.state.save(self.bookkeeper, self._pending)
                 await self._say_goodbye()
         finally:
@@ -100,7 +100,7 @@ class Coordinator:
     # -- the run
 
     async def _train(self) -> str:
-        """Validate when it is time, until every epoch is counted and measured, or none can be."""
+        """Validate when due, until every epoch is counted and evaluated, or the run diverges."""
         bookkeeper = await self._started()
         every = self.state.settings.evaluation.every_epochs * bookkeeper.plan.facts.train
         due = every * (bookkeeper.ledger.counted // every + 1)
@@ -138,7 +138,7 @@ class Coordinator:
         if best:
             await self.state.save_best(bookkeeper, result)
 
-    # -- those who come
+    # -- joins
 
     async def _joined(self, join: JoinStream) -> None:
         member: Member | None = None
@@ -168,7 +168,7 @@ class Coordinator:
     def _welcome(self, join: JoinStream) -> Member:
         require_compatible(join.hello, join.host)
         for old in self._handles_of(str(join.hello["uuid"])):
-            old.kill()  # the same process comes again: its last session is over
+            old.kill()  # the same process rejoins: its last session is over
             old.member.state = LOST
         member = self.members.admit(join.hello, join.host, time.monotonic())
         batch = join.hello.get("batch_size")
@@ -194,7 +194,7 @@ class Coordinator:
                 return DataFacts.from_dict(report)
 
     async def _prepare(self, facts: DataFacts) -> Sessions:
-        """Make the parameters when the first worker has said what the data are."""
+        """Create the parameters with the first worker's data facts."""
         async with self._preparing:
             if self.bookkeeper is None or self._sessions is None:
                 self.bookkeeper = await asyncio.to_thread(
@@ -207,7 +207,7 @@ class Coordinator:
             raise Refused(
                 f"this worker's data differ from the run's: {differences}",
                 code="data-differs",
-                hints=(Hint("same folder on every PC?", "minga data verify"),),
+                hints=(Hint("is it the same folder on every PC?", "minga data verify"),),
             )
         return self._sessions
 
@@ -271,7 +271,7 @@ class Coordinator:
             await chore()
 
     async def _say_goodbye(self) -> None:
-        """Give the workers time to hear that the run is over."""
+        """Wait until the workers know that the run is over."""
         if self._sessions is not None:
             await self._sessions.all_ended(PS_FAREWELL_S)
 

@@ -1,7 +1,7 @@
 """Measure accuracy on a frozen snapshot, spread over all workers by leases.
 
 First the BatchNorm statistics are recomputed at the frozen weights (PreciseBN, as in pycls and
-OpenMMLab), then the validation set is counted. Training goes on meanwhile.
+OpenMMLab), then the validation set is evaluated. Training continues meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Evaluation:
     """One validation at a time; its owner is one event loop.
 
     Args:
-        parameters: whose weights are measured.
+        parameters: their weights are evaluated.
         train, validate: samples in either set.
         recalibration_images: training images for the BatchNorm statistics.
         lease_s: seconds without progress after which a lease goes to another worker.
@@ -63,7 +63,7 @@ class Evaluation:
         self._statistics: list[torch.Tensor] = []
 
     async def run(self, samples_done: int) -> Measured:
-        """Freeze the weights, recalibrate, validate; return what was measured."""
+        """Freeze the weights, recalibrate, validate; return the result."""
         version = await asyncio.to_thread(self._parameters.freeze)
         self.snapshot += 1
         self._correct, self._loss_sum, self._statistics = 0, 0.0, []
@@ -80,13 +80,13 @@ class Evaluation:
         )
 
     def grant(self, owner: str) -> list[Lease]:
-        """Lease a part of the running phase; nothing while the owner holds one already."""
+        """Lease a part of the present phase; nothing if the owner already holds one."""
         if self._ledger is None or self._ledger.held(owner):
             return []
         return self._ledger.grant(owner, self._ledger.chunk, time.monotonic())
 
     def take(self, owner: str, message: Message, vector: str) -> Span | None:
-        """Count one lease's result; return what it covers, or None if it came too late."""
+        """Count one lease's result; return its span, or None if it is too late."""
         span = Span(int(message["lease"]), 0, int(message["start"]), int(message["stop"]))
         ledger = self._ledger
         if ledger is None or ledger.kind != message["kind"] or ledger.objection(owner, [span]):
@@ -103,17 +103,17 @@ class Evaluation:
         return span
 
     def give_back(self, owner: str) -> None:
-        """Take back what a lost worker held."""
+        """Take back the leases of a lost worker."""
         if self._ledger is not None:
             self._ledger.give_back(owner)
 
     def renew(self, owner: str) -> None:
-        """The owner is making progress: its lease lasts on."""
+        """Renew the owner's lease."""
         if self._ledger is not None:
             self._ledger.renew(owner, time.monotonic())
 
     def expire(self) -> None:
-        """Take back what has been silent for too long."""
+        """Take back the leases of silent workers."""
         if self._ledger is not None:
             self._ledger.expire(time.monotonic())
 

@@ -1,9 +1,9 @@
-"""The journal of what was counted, apart from the ledger's own counters.
+"""The journal of counted pushes, independent of the ledger's counters.
 
 One line of JSON per push: which positions of which epoch's permutation it trained on, with a
-CRC of the sample ids that the worker really read. A line ``{"resume": n}`` says that a ps
-came back from a checkpoint that had seen the first n lines: what follows them up to this line
-was pushed, lost with the ps, and is trained again. :mod:`minga.ps.audit` checks it.
+CRC of the sample ids that the worker read. A line ``{"resume": n}`` means that a ps
+resumed from a checkpoint with the first n lines: the entries between them and this line
+were lost with the ps, and are trained again. :mod:`minga.ps.audit` checks the journal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minga.observe.lines import LineFile
 
 
 class Journal:
-    """Appends lines; what is written survives the death of this process.
+    """Appends lines; written ones survive the death of this process.
 
     Attributes:
         file: the lines; they are kept in memory while the disk is full.
@@ -35,7 +35,7 @@ class Journal:
         self.file.write(json.dumps(entry, separators=(",", ":")))
 
     def resume(self, lines: int) -> int:
-        """Say that only the first ``lines`` count; return how many entries are repeated."""
+        """Record that only the first ``lines`` count; return the number of repeated entries."""
         repeated = self.lines - lines
         if repeated > 0:
             self.write({"resume": lines})

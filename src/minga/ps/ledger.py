@@ -1,9 +1,9 @@
-"""Who works on which samples: every sample of every epoch counts exactly once.
+"""The ledger of samples and workers: every sample of every epoch counts exactly once.
 
-The ps deals the positions of each epoch's permutation out in leases. A faster worker simply
-asks more often; what a dead or silent worker held goes back and is dealt again. At an epoch's
-end the next one begins at once, without a barrier, so two epochs overlap by the leases that
-are out. The same ledger deals the samples of a validation (one epoch of its own).
+The ps leases the positions of each epoch's permutation. A faster worker simply
+asks more often; the leases of a dead or silent worker return and are leased again. At an epoch's
+end the next one begins without a barrier, so two epochs overlap by the outstanding
+leases. The same ledger leases the samples of a validation (one epoch of its own).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Interval = tuple[int, int]
 class Span:
     """A part of a lease that one push covers: positions ``start`` to ``stop`` of an epoch.
 
-    ``crc`` is over the sample ids that the worker really read.
+    ``crc`` is over the sample ids that the worker read.
     """
 
     lease: int
@@ -40,14 +40,14 @@ class _Outstanding:
 
 
 class Ledger:
-    """Deals out samples and counts them. Not thread-safe: its owner is one event loop.
+    """Leases samples and counts them. Not thread-safe: its owner is one event loop.
 
     Args:
         kind: what the leases are for (``Lease.kind``).
         samples: positions per epoch.
         epochs: how many epochs there are.
-        chunk: most positions in one lease.
-        lease_s: seconds without progress after which a lease is taken back.
+        chunk: maximum positions of one lease.
+        lease_s: seconds without progress until a lease is taken back.
     """
 
     def __init__(self, kind: str, *, samples: int, epochs: int, chunk: int, lease_s: float) -> None:
@@ -90,13 +90,13 @@ class Ledger:
         return granted
 
     def held(self, owner: str) -> int:
-        """Return how many positions the owner holds and has not reported."""
+        """Return the number of the owner's unreported positions."""
         return sum(
             each.lease.stop - each.done for each in self._leases.values() if each.owner == owner
         )
 
     def objection(self, owner: str, spans: Iterable[Span]) -> str | None:
-        """Return why these spans cannot be counted for ``owner``, or None."""
+        """Return the reason why these spans cannot count for ``owner``, or None."""
         reached: dict[int, int] = {}
         for span in spans:
             held = self._leases.get(span.lease)
@@ -111,7 +111,7 @@ class Ledger:
         return None
 
     def count(self, spans: Iterable[Span], now_s: float) -> None:
-        """Count spans to which there was no objection."""
+        """Count spans without an objection."""
         for span in spans:
             self._advance(span, now_s)
             self._counted[span.epoch] += span.stop - span.start
@@ -123,7 +123,7 @@ class Ledger:
                 self._open(finished + 1)
 
     def refuse(self, owner: str, spans: Iterable[Span], now_s: float) -> None:
-        """Take the spans of a refused push back: others will train on them."""
+        """Take back the spans of a refused push, for other workers."""
         for span in spans:
             held = self._leases.get(span.lease)
             self.refused += span.stop - span.start
@@ -133,7 +133,7 @@ class Ledger:
             self._advance(span, now_s)
 
     def give_back(self, owner: str) -> int:
-        """Take back what ``owner`` holds and has not reported; return how much."""
+        """Take back the unreported positions of ``owner``; return their number."""
         return sum(
             self._drop(lease) for lease, held in [*self._leases.items()] if held.owner == owner
         )
@@ -147,13 +147,13 @@ class Ledger:
         return taken
 
     def renew(self, owner: str, now_s: float) -> None:
-        """The owner is making progress on something: its leases last on."""
+        """Renew the owner's leases."""
         for held in self._leases.values():
             if held.owner == owner:
                 held.expires_s = now_s + self._lease_s
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps (plain types). What is leased out counts as free."""
+        """Return the state for a checkpoint (plain types). Outstanding leases count as free."""
         free = {epoch: list(intervals) for epoch, intervals in self._free.items()}
         for held in self._leases.values():
             free.setdefault(held.lease.epoch, []).append((held.done, held.lease.stop))
@@ -181,7 +181,7 @@ class Ledger:
             self._counted[epoch] = 0
 
     def _take(self, want: int) -> tuple[int, int, int] | None:
-        """Cut an interval off the lowest epoch that has a free one."""
+        """Take an interval from the lowest epoch with free positions."""
         newest = max(self._counted, default=self.epochs)
         if newest < self.epochs - 1 and not any(self._free.values()):
             self._open(newest + 1)
@@ -211,7 +211,7 @@ class Ledger:
 
 
 def _merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """Sort intervals and join those that touch."""
+    """Sort intervals and merge adjacent ones."""
     merged: list[Interval] = []
     for start, stop in sorted(intervals):
         if merged and merged[-1][1] == start:

@@ -1,4 +1,4 @@
-"""Who takes part: ranks, generations, who is alive, who is active.
+"""The workers of a run: ranks, generations, which are alive, which are active.
 
 A worker process has a uuid and its PC a machine id. It takes a rank over only when the
 holder is dead; a rank that a live worker holds is refused, naming the holder.
@@ -23,7 +23,7 @@ _ACTIVE_WINDOWS = 3
 
 @dataclass(slots=True)
 class Totals:
-    """What one rank did, over all its generations."""
+    """Totals of one rank over all its generations."""
 
     samples: int = 0
     pushes: int = 0
@@ -57,7 +57,7 @@ class Member:
     steps: int = FIRST_STEPS
     """H of its next windows."""
     paces: RecentPaces = field(default_factory=RecentPaces)
-    """What its last windows took; empty before the second push."""
+    """Measured times of its last windows; empty before the second push."""
     rate: float = 0.0
     """Samples per second over the last pushes."""
     totals: Totals = field(default_factory=Totals)
@@ -92,7 +92,7 @@ class Members:
             raise Refused(
                 f"rank {rank} is held by {holder.name} on {holder.host}, which is alive",
                 code="rank-held",
-                hints=(Hint("take another", "leave WORKER_RANK out: the ps gives a free one"),),
+                hints=(Hint("take another", "leave WORKER_RANK empty: the ps assigns a free one"),),
             )
         self._generation += 1
         member = Member(
@@ -111,14 +111,14 @@ class Members:
         return member
 
     def state(self) -> list[dict[str, Any]]:
-        """Return what a checkpoint keeps of each member (plain types)."""
+        """Return each member's part of a checkpoint (plain types)."""
         return [
             {name: getattr(member, name) for name in _KEPT} | {"totals": asdict(member.totals)}
             for member in self
         ]
 
     def restore(self, state: list[dict[str, Any]], now_s: float) -> None:
-        """Continue from :meth:`state`: everybody is lost until he joins again."""
+        """Continue from :meth:`state`: each member is lost until it rejoins."""
         for kept in state:
             totals = Totals(**kept["totals"])
             member = Member(**{**kept, "totals": totals}, state=LOST, heard_s=now_s)
@@ -126,7 +126,7 @@ class Members:
             self._generation = max(self._generation, member.generation)
 
     def pushes_per_s(self) -> float:
-        """Return how often those who train push, all together."""
+        """Return the pushes per second of all training workers together."""
         return sum(1 / each.window_s for each in self if each.state == TRAINING and each.window_s)
 
     def current(self, member: Member) -> bool:
@@ -134,7 +134,7 @@ class Members:
         return self._by_rank.get(member.rank) is member
 
     def active(self, now_s: float) -> int:
-        """Return N_active: workers heard from in max(15 s, 3 windows); at least 1."""
+        """Return N_active: workers with a message in the last max(15 s, 3 windows); at least 1."""
         heard = sum(
             member.state == TRAINING
             and now_s - member.heard_s <= max(ACTIVE_S, _ACTIVE_WINDOWS * member.window_s)

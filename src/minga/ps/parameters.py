@@ -1,6 +1,6 @@
 """The run's weights in memory shared between processes, with pushes that survive a kill.
 
-One file descriptor carries everything: header, weights, BatchNorm buffers, a frozen copy of both
+One file descriptor holds everything: header, weights, BatchNorm buffers, a frozen copy of both
 for validations, and the redo record of the push being applied. Any process that holds the lock
 may be killed at any instruction: the kernel frees the lock, and the next holder completes the
 push from its record before it does anything else.
@@ -27,7 +27,7 @@ from torch import Tensor
 from minga.algorithm.codec import CHUNK, CODECS, chunks, make_codec
 
 SLOTS = 1024
-"""Sessions that can exist at once; each has a slot for the last push applied for it."""
+"""Maximum number of sessions; each has a slot for the last push applied for it."""
 
 # Header words, 8 bytes each.
 _VERSION, _ACTIVE_WORKERS = 0, 1
@@ -39,16 +39,16 @@ _ALIGNMENT = 64
 
 _LOCK_BYTE = 0
 TURN_BYTE = 1
-"""Places in the descriptor that are only locked: of the parameters, of the replies' turns."""
+"""Bytes of the descriptor that serve as locks: of the parameters, of the replies' turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One push, as it is applied.
+    """One push to apply.
 
     Args:
-        payload: uint8, of a codec for the length of the weights.
-        codec: its name.
+        payload: uint8, encoded for the length of the weights.
+        codec: name of its codec.
         scale: see :func:`minga.algorithm.localsgd.push_scale`.
         buffers: fp32, the worker's BatchNorm buffers.
         buffer_weight: their weight in the moving average.
@@ -64,7 +64,7 @@ class Update:
 class SharedParameters:
     """Weights, BatchNorm buffers and version, in shared memory.
 
-    Pickled only to start a process with :mod:`multiprocessing`, which hands the descriptor over.
+    Pickled only to start a process with :mod:`multiprocessing`, which passes the descriptor on.
 
     The lock is a POSIX record lock, which the kernel frees when its holder dies (a multiprocessing
     lock it does not). It belongs to a process and is lost when that process closes *any*
@@ -72,7 +72,7 @@ class SharedParameters:
     Threads of a process are kept apart by a lock of their own; both are re-entrant.
 
     Args:
-        descriptor: what :meth:`create` made; owned by this object from now on.
+        descriptor: from :meth:`create`; owned by this object from now on.
         weights: length of the weight vector.
         buffers: length of the vector of BatchNorm buffers.
 
@@ -98,7 +98,7 @@ class SharedParameters:
 
     @classmethod
     def create(cls, weights: Tensor, buffers: Tensor) -> SharedParameters:
-        """Make the shared memory; both are flat fp32 and are copied. Version 0."""
+        """Create the shared memory with copies of both, flat fp32. Version 0."""
         descriptor = _anonymous_file()
         os.ftruncate(descriptor, _Sections.total_bytes(weights.numel(), buffers.numel()))
         created = cls(descriptor, weights.numel(), buffers.numel())
@@ -109,7 +109,7 @@ class SharedParameters:
         return _attach, (reduction.DupFd(self._descriptor), self.weights, self.buffers)
 
     def fileno(self) -> int:
-        """Return the descriptor, to hand it to another process."""
+        """Return the descriptor, to pass it to another process."""
         return self._descriptor
 
     @property
@@ -119,7 +119,7 @@ class SharedParameters:
 
     @property
     def active_workers(self) -> int:
-        """Workers heard from lately; set by the coordinator, read without the lock."""
+        """Active workers; set by the coordinator, read without the lock."""
         return self._integers[_ACTIVE_WORKERS]
 
     @active_workers.setter
@@ -131,15 +131,15 @@ class SharedParameters:
         return self._integers[_APPLIED + slot]
 
     def holder(self) -> tuple[int, int]:
-        """Return the process that holds the lock (0: none) and how often it was taken so far.
+        """Return the process that holds the lock (0: none) and the number of acquisitions so far.
 
-        Takes no lock. A process that was killed stays named until the next one takes the lock.
+        Takes no lock. A killed process stays named until the next one takes the lock.
         """
         return self._integers[_HOLDER], self._integers[_TAKEN]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other thread and process out; first complete what a dead holder left.
+        """Hold the lock; first complete the push of a dead holder.
 
         Never on an event loop: the lock's holder may wait for the loop, or be frozen.
         """
@@ -161,16 +161,16 @@ class SharedParameters:
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _LOCK_BYTE, os.SEEK_SET)
 
     def repair(self) -> None:
-        """Complete the push of a process that was killed, if there is one."""
+        """Complete the push of a killed process, if any."""
         with self.locked():
             pass
 
     def apply(self, update: Update, *, push_id: int, slot: int) -> int:
-        """Subtract the scaled push, average its buffers in; whole or not at all.
+        """Subtract the scaled push and average its buffers in, atomically.
 
         Args:
-            update: what to apply.
-            push_id: what :meth:`applied` returns for ``slot`` from then on.
+            update: the push.
+            push_id: the value of :meth:`applied` for ``slot`` from then on.
             slot: of the session, below ``SLOTS``.
 
         Returns:
@@ -189,12 +189,12 @@ class SharedParameters:
             self._store(_SLOT, slot)
             self._store(_NEW_VERSION, version)
             self._store(_PROGRESS, 0)
-            self._store(_REDO, 1)  # from here on the push counts, whoever completes it
+            self._store(_REDO, 1)  # from here on the push counts, whichever process completes it
             self._finish()
             return version
 
     def ahead(self, start: int, held: Tensor) -> Tensor:
-        """Return the weights from ``start`` on, less ``held``: fp32 [n <= CHUNK].
+        """Return the weights from ``start`` on, minus ``held``: fp32 [n <= CHUNK].
 
         The result is this object's own memory, valid until the next call: one thread at a time.
         """
@@ -208,12 +208,12 @@ class SharedParameters:
             return self._at.buffers.clone()
 
     def snapshot(self) -> tuple[Tensor, Tensor, int]:
-        """Return copies of weights and buffers, and the version: all of one moment."""
+        """Return copies of weights and buffers, and the version, of one moment."""
         with self.locked():
             return self._at.weights.clone(), self._at.buffers.clone(), self.version
 
     def load(self, weights: Tensor, buffers: Tensor, version: int) -> None:
-        """Set everything, as a checkpoint had it."""
+        """Restore weights, buffers and version from a checkpoint."""
         with self.locked():
             self._at.weights.copy_(weights)
             self._at.buffers.copy_(buffers)
@@ -235,14 +235,14 @@ class SharedParameters:
         return self._at.frozen_buffers
 
     def set_frozen_buffers(self, buffers: Tensor) -> None:
-        """Put recalibrated buffers beside the frozen weights."""
+        """Set recalibrated buffers beside the frozen weights."""
         self._at.frozen_buffers.copy_(buffers)
 
     def _finish(self) -> None:
-        """Go on with the recorded push from where it stands, to its end.
+        """Continue the recorded push from its progress to its end.
 
         Progress 2k: chunk k is untouched. 2k + 1: its new values are complete in the scratch
-        chunk. Whatever lies between two stores can be cut short anywhere and done again.
+        chunk. Work between two stores can be interrupted anywhere and repeated.
         """
         words = self._integers
         if not words[_REDO]:
@@ -285,7 +285,7 @@ def _attach(descriptor: Any, weights: int, buffers: int) -> SharedParameters:
 
 
 class _Sections:
-    """The vectors' places in the shared memory, behind the header."""
+    """The offsets of the vectors in the shared memory, after the header."""
 
     def __init__(self, memory: mmap.mmap, weights: int, buffers: int) -> None:
         parts = iter(self._lengths(weights, buffers))
@@ -307,7 +307,7 @@ class _Sections:
     @staticmethod
     def _lengths(weights: int, buffers: int) -> list[int]:
         scratch = min(CHUNK, max(weights, buffers))
-        return [weights, buffers] * 3 + [scratch]  # no codec takes more than 4 bytes a value
+        return [weights, buffers] * 3 + [scratch]  # no codec needs more than 4 bytes per value
 
     @classmethod
     def total_bytes(cls, weights: int, buffers: int) -> int:
@@ -320,7 +320,7 @@ def _aligned_bytes(floats: int) -> int:
 
 
 def _anonymous_file() -> int:
-    """Return a descriptor of memory that has no name and ends with its last holder."""
+    """Return a descriptor of anonymous memory that is freed with its last holder."""
     if sys.platform == "linux":
         return os.memfd_create("minga-parameters")
     with tempfile.TemporaryFile() as file:

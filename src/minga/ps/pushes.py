@@ -26,7 +26,7 @@ def pace_of(message: Message, batch_size: int) -> Pace | None:
 
 
 def round_s(message: Message) -> float:
-    """Return how many seconds old a push is by its worker's own speed."""
+    """Return the seconds that a push takes at its worker's own speed."""
     return sum(float(message.get(name) or 0) for name in ("compute_s", "wait_s", "exchange_s"))
 
 

@@ -1,6 +1,6 @@
-"""Which run a ps serves: a finished one, one to go on with, or a new one.
+"""Choose the run of a ps: a finished one, one to resume, or a new one.
 
-Nothing is written here, so that a ps that may not start leaves no trace.
+Nothing is written here: a ps that cannot start leaves no trace.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _NAME = re.compile(r"[\w.@+-]+")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The run that was chosen.
+    """The chosen run.
 
     Args:
-        folder: of the run; None for a new one whose name is still to be made.
-        resumed: what its ``last.pth`` holds; None for a new run.
+        folder: of the run; None for a new one without a name yet.
+        resumed: content of its ``last.pth``; None for a new run.
     """
 
     folder: RunFolder | None
@@ -34,16 +34,16 @@ class Choice:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the run is finished."""
         return self.folder is not None and self.folder.finished
 
 
 def choose(options: PsOptions, wanted: Settings) -> Choice:
-    """Find the run that the options and what is on disk ask for.
+    """Find the run that matches the options and the files on disk.
 
     Raises:
-        UsageError: ``config-value``, a name that is none; ``run-exists``, a new run was asked
-            for under the name of an unfinished one.
+        UsageError: ``config-value``, an invalid name; ``run-exists``, a new run was requested
+            with the name of an unfinished one.
         Refused: ``checkpoint-missing``, ``checkpoint-corrupt``, ``checkpoint-format``, or
             ``config-changed``, with the differences.
     """
@@ -53,10 +53,10 @@ def choose(options: PsOptions, wanted: Settings) -> Choice:
     if options.resume == "none":
         if named is not None and named.last.exists():
             raise UsageError(
-                f"a new run was asked for, but {named.path} is there, with a checkpoint",
+                f"a new run was requested, but {named.path} exists, with a checkpoint",
                 code="run-exists",
                 hints=(
-                    Hint("go on with it?", "leave --resume out"),
+                    Hint("resume it?", "leave --resume out"),
                     Hint("another name?", f"--run-id {named.path.name}-2"),
                 ),
             )
@@ -72,7 +72,7 @@ def choose(options: PsOptions, wanted: Settings) -> Choice:
 
 
 def new_name(settings: Settings) -> str:
-    """Return the name of a run that begins now."""
+    """Return the name of a run that starts now."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.model.name}"
 
 
@@ -83,17 +83,17 @@ def _named(options: PsOptions) -> RunFolder | None:
 
 
 def _plain_name(text: str, place: str) -> str:
-    """Return the name of a run if it is one: never a way to another folder."""
+    """Return the name of a run if it is valid: never a path to another folder."""
     if not _NAME.fullmatch(text) or text.startswith("."):
         raise UsageError(
-            f'"{text}" ({place}) is no name for a run: letters, digits and . _ - + @ are allowed',
+            f'"{text}" ({place}) is not a valid run name: letters, digits, . _ - + @ are allowed',
             code="config-value",
         )
     return text
 
 
 def _newest(runs: Path, named: RunFolder | None) -> Path | None:
-    """Return the ``last.pth`` of the newest run that is not finished, or of the named one."""
+    """Return the ``last.pth`` of the newest unfinished run, or of the named one."""
     names = sorted((each.name for each in runs.glob("*/")), reverse=True)
     for folder in [named] if named else [RunFolder(runs / name) for name in names]:
         if folder.last.exists() and not folder.finished:
@@ -115,7 +115,7 @@ def _require_same(wanted: Settings, saved: Settings, last: Path) -> None:
             f"the settings are not those of {last}: {'; '.join(differences)}",
             code="config-changed",
             hints=(
-                Hint("begin a new run", "./start_ps.sh --resume none"),
+                Hint("start a new run", "./start_ps.sh --resume none"),
                 Hint(
                     "or restore the settings of the run",
                     f"cat {last.resolve().parents[1]}/config.json",

@@ -1,4 +1,4 @@
-"""Rounds of pushes: in the synchronous modes the answers to K pushes are held back together."""
+"""Rounds of pushes: in the synchronous modes K pushes get their answers together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from minga.timing import ROUND_S
 
 
 class Rounds:
-    """Counts the pushes of the present round and lets those go on who sent them.
+    """Counts the pushes of the present round, and closes it.
 
     Not thread-safe: its owner is one event loop.
 
@@ -24,17 +24,17 @@ class Rounds:
         self._closed = asyncio.Event()
 
     def arrive(self, owner: str) -> int:
-        """Note an applied push; return the number of its round."""
+        """Add an applied push; return the number of its round."""
         self.waiting.add(owner)
         self._arrived += 1
         return self.number
 
     def leave(self, owner: str) -> None:
-        """This worker waits no more; its push counts all the same."""
+        """Remove a worker that no longer waits; its push still counts."""
         self.waiting.discard(owner)
 
     def close_if(self, wanted: int, *, others: bool) -> None:
-        """Close the round if it has ``wanted`` pushes, or any and no ``others`` will push."""
+        """Close the round if it has ``wanted`` pushes, or some and no ``others`` will push."""
         if not self._arrived or (others and self._arrived < wanted):
             return
         self.number += 1
@@ -44,7 +44,7 @@ class Rounds:
         self._closed = asyncio.Event()
 
     async def closed(self, number: int) -> bool:
-        """Whether that round is closed; waits for it, but no longer than ROUND_S."""
+        """Return whether that round is closed; wait for it, at most ROUND_S."""
         if number < self.number:
             return True
         try:

@@ -1,4 +1,4 @@
-"""``minga ps``: resume or begin a run, say how to join it, serve it, sum it up."""
+"""``minga ps``: resume or start a run, print how to join it, serve it, write its reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minga.transport.door import listen
 from minga.transport.identity import Identity
 
 _ENDED_BY = 128
-"""Added to a signal's number it is the exit status, as in a shell."""
+"""Plus a signal's number: the exit status, as in a shell."""
 _EXPECTED = 2
 _PATIENCE_S = 600.0
 _LOOK_S = 2.0
@@ -39,7 +39,7 @@ _QUIET = ("push", "checkpoint", "calibrate", "validate", "evaluation_start")
 def run_ps(resolved: Resolved, options: PsOptions) -> int:
     """Serve one run until it is done (0) or stopped (130 by Ctrl-C, 143 by SIGTERM).
 
-    A stopped run is not done: Compose's ``restart: on-failure`` brings it back after a reboot.
+    A stopped run is not done: Compose's ``restart: on-failure`` restarts it after a reboot.
 
     Raises:
         MingaError: a failure that the user can fix (see docs/troubleshooting.md).
@@ -114,7 +114,7 @@ def _invite(
     console.say(f"  port     {port}")
     console.say("Start a worker on any PC of the LAN, in its copy of this project:")
     custom = "" if port == DEFAULT_PORT else f"MASTER_PORT={port} "
-    # a token that was given as a file stays there: logs are read by more people than files
+    # a token from a file is not printed: logs have more readers than files
     token = f"MINGA_TOKEN={identity.secret}"
     if options.token_file:
         token = f"MINGA_TOKEN_FILE=copy-of-{options.token_file.name}"
@@ -123,14 +123,14 @@ def _invite(
 
 
 def _tell(event: dict[str, Any], console: Console) -> None:
-    """Show the events that a person wants to see as they happen."""
+    """Print the events that matter to a person."""
     kind = event["kind"]
     if kind in _QUIET:
         return
     if kind == "disk_trouble":
         console.warn(
-            f"cannot write to the run's folder ({event['reason']}): training goes on, what "
-            "belongs there is kept in memory. Make room: df -h"
+            f"cannot write to the run's folder ({event['reason']}): training continues, and "
+            "the lines are kept in memory. Free space: df -h"
         )
         return
     if kind == "worker_not_finite":
@@ -146,10 +146,10 @@ def _tell(event: dict[str, Any], console: Console) -> None:
 async def _leave_files(
     coordinator: Coordinator, state: RunState, phase: str, hurried: Callable[[], bool]
 ) -> None:
-    """Write what a run leaves behind; where it is done and the disk is full, wait for room.
+    """Write a run's final files; if it is done and the disk is full, wait for space.
 
     Raises:
-        OSError: there is no room, and it was long enough or somebody is in a hurry.
+        OSError: the disk is still full after the wait, or after Ctrl-C.
     """
     deadline = time.monotonic() + (_PATIENCE_S if phase == DONE else 0)
     stats = state.folder.stats_file("ps")
@@ -165,7 +165,7 @@ async def _leave_files(
 
 
 def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: Path) -> None:
-    """Write statistics, curves and, last of all, the summary that says that the run is done."""
+    """Write statistics, curves and, last, the summary, which marks the run as done."""
     folder, bookkeeper = state.folder, coordinator.bookkeeper
     status = coordinator.report.status(bookkeeper)
     write_json(
@@ -179,7 +179,7 @@ def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: P
 
 
 def _close(console: Console, coordinator: Coordinator, state: RunState, phase: str) -> None:
-    """Say how it ended, where things are, and what to do next."""
+    """Print the outcome, the files, and the next command."""
     folder = state.folder
     if phase == DONE and coordinator.bookkeeper is not None:
         summary = coordinator.report.summary(coordinator.bookkeeper)

@@ -14,11 +14,11 @@ _BATCHES_PER_CHUNK = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is trained on, for how long and how fast; fixed when the first worker has joined.
+    """Data, length and schedule of a run; fixed when the first worker has joined.
 
     Args:
         settings: of the run.
-        facts: what the data are.
+        facts: of the data.
         nominal_workers: expected; frozen in the learning rate's schedule.
     """
 

@@ -39,8 +39,8 @@ class RunState:
 
     Args:
         settings: resolved settings.
-        folder: where the run's files go.
-        resumed: what ``last.pth`` held, or None for a new run.
+        folder: of the run.
+        resumed: content of ``last.pth``, or None for a new run.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RunState:
 
     @property
     def wall_s(self) -> float:
-        """Seconds that the run took, without the time between a stop and its resume."""
+        """Seconds of the run, without the time between a stop and its resume."""
         return self.earlier_s + time.monotonic() - self.started_s
 
     @property
@@ -76,7 +76,7 @@ class RunState:
         return max((each.accuracy for each in self.measured), default=None)
 
     def prepare(self, facts: DataFacts, nominal_workers: int) -> Bookkeeper:
-        """Build the model's parameters and the books, new or from the checkpoint (blocking).
+        """Build the model's parameters and the bookkeeper, new or from the checkpoint (blocking).
 
         Raises:
             UsageError: the model cannot be built.
@@ -85,9 +85,9 @@ class RunState:
         resumed = self.resumed
         if resumed and resumed["facts"] != facts.to_dict():
             raise Refused(
-                f"the data are not those that {self.run_id} was trained on",
+                f"the data are not those of {self.run_id}",
                 code="data-differs",
-                hints=(Hint("begin a new run", "minga ps --resume none"),),
+                hints=(Hint("start a new run", "minga ps --resume none"),),
             )
         chosen = self.settings.model
         model = zoo.build_model(
@@ -125,9 +125,9 @@ class RunState:
         return bookkeeper
 
     async def save(self, bookkeeper: Bookkeeper, handles: Callable[[], list[Handle]]) -> None:
-        """Write ``last.pth``: weights and books of one and the same moment.
+        """Write ``last.pth``: weights and books of one moment.
 
-        Where that fails the old one stays, an event says why, and the next time may go well.
+        On failure the old file stays, an event has the reason, and the next attempt may succeed.
         """
         async with self._saving:
             await self._write_best()
@@ -148,7 +148,7 @@ class RunState:
         )
 
     async def save_best(self, bookkeeper: Bookkeeper, result: Measured) -> None:
-        """Write ``best.pth``: the very snapshot that was measured, now or when there is room."""
+        """Write ``best.pth``, the evaluated snapshot, now or when the disk has space."""
         async with self._saving:
             self._owed = await asyncio.to_thread(self._best, bookkeeper, result)
             await self._write_best()
@@ -172,7 +172,7 @@ class RunState:
         return content
 
     def unwritten(self) -> OSError | None:
-        """Try to write what events and journal keep in memory; return why it stays there."""
+        """Try to write the lines that events and journal keep in memory; return the failure."""
         for log in (self.events, self._journal):
             if log is not None and not log.file.flush():
                 return log.file.trouble
@@ -184,7 +184,7 @@ class RunState:
         handles: Callable[[], list[Handle]],
         loop: asyncio.AbstractEventLoop,
     ) -> dict[str, Any]:
-        """Copy weights and books while no push can be applied (runs beside the loop)."""
+        """Copy weights and books while no push can be applied (runs in a thread)."""
         parameters = bookkeeper.parameters
         books: dict[str, Any] = {}
         copied = threading.Event()
@@ -192,7 +192,7 @@ class RunState:
         def copy_books() -> None:
             for handle in handles():
                 bookkeeper.settle(handle)  # applied, but not reported yet
-            # a checkpoint must not count entries that would die with this process
+            # a checkpoint must not count entries that exist in memory only
             books.update(unwritten=not bookkeeper.journal.file.flush())
             books.update(
                 bookkeeper.state(),

@@ -1,9 +1,9 @@
-"""One worker's process at the ps: decode its pushes, apply them, encode the replies.
+"""The ps's process for one worker: decode its pushes, apply them, encode the replies.
 
 The coordinator forks it from a server that has torch loaded, gives it the shared parameters
-and two sockets, and judges what it reports; the tensors never pass through the coordinator.
-It may be killed at any time: what it applied half is completed by the next lock holder, what
-it had not reported goes back to the ledger.
+and two sockets, and decides on its reports; tensors never pass through the coordinator.
+It may be killed at any time: a half-applied push is completed by the next lock holder, and
+unreported samples return to the ledger.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from minga.transport.stream import (
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """What a session process is told at its start."""
+    """The start parameters of a session process."""
 
     id: str
     key: str
@@ -56,7 +56,7 @@ class SessionSpec:
 
 
 class Control:
-    """The session's side of its line to the coordinator: one question at a time."""
+    """The session's side of its line to the coordinator: one request at a time."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
@@ -71,7 +71,7 @@ class Control:
 
 
 class Session:
-    """Answers one worker's calls; holds ``ref``, the weights that this worker has."""
+    """Answers one worker's calls; holds ``ref``, this worker's weights."""
 
     def __init__(self, spec: SessionSpec, parameters: SharedParameters, control: Control) -> None:
         self._spec = spec
@@ -80,17 +80,17 @@ class Session:
         self._codec = codecs.make_codec(spec.codec, spec.weights)
         self._reference = torch.zeros(spec.weights)
         self._payload = torch.empty(self._codec.nbytes, dtype=torch.uint8)
-        """Of the last reply, which the worker has when it pushes again."""
+        """Of the last reply, which the worker has by its next push."""
         self._one_call = threading.Lock()
         self._cpu_from_s = time.process_time()
-        self._reply_cpu_s = 0.0  # of the reply before: told along with the next push
+        self._reply_cpu_s = 0.0  # of the previous reply, reported with the next push
 
     def handle(self, message: Message, tensors: rpc.Tensors) -> tuple[Message, rpc.Tensors]:
         """Answer one call; runs on an RPC thread.
 
         Raises:
-            PermissionError: the call lacks the session's key: somebody else on this PC's
-                loopback made it.
+            PermissionError: the call does not have the session's key: another process on this
+                PC's loopback made it.
         """
         if not hmac.compare_digest(str(message.pop("key", "")), self._spec.key):
             raise PermissionError("a call without this session's key")
@@ -146,7 +146,7 @@ class Session:
         grant: Message,
         started_s: float,
     ) -> Message:
-        """Judge and apply under one lock, so that staleness is what it is at that moment.
+        """Check and apply under one lock, so that the staleness is exact.
 
         ``started_s`` is this thread's CPU clock when work on the push began.
         """
@@ -178,13 +178,13 @@ class Session:
         return self._control.ask("applied", norm=norm, **facts, **cost)
 
     def _when_the_round_is_over(self, answer: Message) -> Message:
-        """Hold the reply back until the others' pushes are in, if the run has rounds."""
+        """Delay the reply until the round is closed, if the run has rounds."""
         number = answer.pop("round", None)
         if number is None:
             return answer
         held_from_s = time.monotonic()
         while not (work := self._control.ask("round", number=number)).pop("closed"):
-            pass  # the coordinator answers a second later at most
+            pass  # the coordinator answers within a second
         return {**answer, **work, "held_s": time.monotonic() - held_from_s}
 
     def _reply(self, answer: Message) -> tuple[Message, rpc.Tensors]:
@@ -204,7 +204,7 @@ class Session:
 
 
 class _Streams:
-    """Takes the worker's raw connections from the coordinator and puts them to use."""
+    """Receives the worker's raw connections from the coordinator and serves them."""
 
     def __init__(
         self,
@@ -258,7 +258,7 @@ _control: Control | None = None
 
 
 def leave(reason: str) -> NoReturn:
-    """Say why and end this process; nothing here needs a clean-up."""
+    """Report the reason and end this process; it needs no clean-up."""
     if _control is not None:
         with contextlib.suppress(OSError, ValueError):
             _control.ask("lost", reason=reason)
@@ -273,7 +273,7 @@ def main(
 ) -> None:
     """Run a session; the entry point of its process."""
     global _control
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     _control = control = Control(line)
@@ -291,7 +291,7 @@ def main(
 
 
 def _peers() -> list[str]:
-    """Return who is connected to this process's RPC port on loopback (one of them asked)."""
+    """Return the peers of this process's RPC port on loopback (one of them made the call)."""
     import psutil
 
     found = []

@@ -1,4 +1,4 @@
-"""The coordinator's side of the session processes: start, talk, pass connections on, bury."""
+"""The coordinator's side of the session processes: start, requests, connections, end."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from minga.transport.stream import (
 )
 
 FROZEN_LOOKS = 10
-"""A session that holds the lock at so many looks in a row, a second apart, is killed."""
+"""Consecutive checks, a second apart, at which a session holds the lock before it is killed."""
 
 Answer = Callable[["Handle", Message], Awaitable[Message]]
 
 
 @dataclass(slots=True)
 class Pending:
-    """A push that was admitted and of which the coordinator has not heard again."""
+    """An admitted push without a report so far."""
 
     push: int
     message: Message
 
 
 class Handle:
-    """One session process, as the coordinator holds it."""
+    """The coordinator's handle of one session process."""
 
     def __init__(self, spec: SessionSpec, member: Member) -> None:
         self.spec = spec
@@ -74,7 +74,7 @@ class Handle:
         raw.close()
 
     async def serve(self, answer: Answer) -> None:
-        """Answer what the process asks until it ends."""
+        """Answer the process's requests until it ends."""
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
         with contextlib.suppress(OSError, EOFError), contextlib.closing(writer):
             while True:
@@ -84,7 +84,7 @@ class Handle:
 
     @property
     def pid(self) -> int | None:
-        """The process, if there is one."""
+        """The process, or None."""
         with contextlib.suppress(ValueError, AttributeError):
             return self.process.pid
         return None
@@ -95,7 +95,7 @@ class Handle:
             self.process.kill()
 
     def reap(self) -> None:
-        """Free what the ended process leaves: its zombie and our ends of its sockets."""
+        """Free what the ended process leaves: its zombie, and this side of its sockets."""
         self.kill()
         with contextlib.suppress(ValueError, AttributeError):
             self.process.join(timeout=5)
@@ -107,10 +107,10 @@ class Sessions:
     """All session processes by id.
 
     Args:
-        template: what every session is told, but for id, key, slot and host.
-        answer: answers what a session asks.
-        ended: called on the event loop when a session's process is gone and the push that it
-            left half-way is complete.
+        template: common to all sessions; without id, key, slot and host.
+        answer: answers a session's request.
+        ended: called on the event loop when a session's process is gone and its unfinished
+            push is complete.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Sessions:
         self._looks = 0
 
     def handles(self) -> list[Handle]:
-        """Return all that live."""
+        """Return the live sessions."""
         return list(self._handles.values())
 
     async def start(self, member: Member) -> Handle:
         """Start a session for this worker and return when its RPC agent listens.
 
         Raises:
-            TimeoutError: it was not up within SESSION_UP_S; it is killed.
+            TimeoutError: it was not up within SESSION_UP_S, and was killed.
         """
         used = {handle.spec.slot for handle in self._handles.values()}
         spec = replace(
@@ -165,7 +165,7 @@ class Sessions:
             raise
 
     def pass_on(self, session: str, raw: socket.socket, host: str) -> bool:
-        """Give a connection to its session; False when there is none, or for another host."""
+        """Pass a connection to its session; False for an unknown session or another host."""
         handle = self._handles.get(session)
         if handle is None or host != handle.spec.host:
             return False
@@ -181,9 +181,9 @@ class Sessions:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     def kill_frozen(self) -> Handle | None:
-        """Kill a session that is frozen inside the lock, where everybody waits for it.
+        """Kill a session that is frozen inside the lock, for which all others wait.
 
-        Looks are counted, not seconds: all processes of a PC that slept were frozen alike.
+        Checks are counted, not seconds: on a PC that slept, all processes were frozen alike.
         """
         holder = self._parameters.holder()
         self._looks = self._looks + 1 if holder == self._seen and holder[0] else 0
@@ -207,11 +207,11 @@ class Sessions:
             await handle.serve(self._answer)
         finally:
             await asyncio.to_thread(self._clean_up, handle)
-            # settled in the same step: until then a capture finds the handle, and nobody its slot
+            # settled in the same step: until then a capture finds the handle
             del self._handles[handle.spec.id]
             self._ended(handle)
 
     def _clean_up(self, handle: Handle) -> None:
-        """Free what the process held, its lock included; blocks while others hold the lock."""
+        """Free the process's resources, including its lock; blocks while others hold the lock."""
         handle.reap()
         self._parameters.repair()

@@ -1,4 +1,4 @@
-"""Under which addresses other PCs reach this one."""
+"""The addresses of this PC on the LAN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VIRTUAL = ("docker", "br-", "veth", "virbr", "lo")
 
 
 def lan_addresses() -> list[str]:
-    """Return this PC's IPv4 addresses, the one that leads out first; else loopback."""
+    """Return this PC's IPv4 addresses, that of the default route first; else loopback."""
     import psutil
 
     found = [

@@ -1,4 +1,4 @@
-"""The worker's way in: find the ps, prove the token, be told what to do, open a session."""
+"""The worker's connection: find the ps, prove the token, join, open a session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Address = tuple[str, int]
 
 
 def wait_for_ps(address: Address, limit_s: float, waiting: Callable[[str, float], None]) -> None:
-    """Return when something listens at ``address``.
+    """Wait until a process listens at ``address``.
 
     torch itself is silent for minutes; this tries a plain connection every RETRY_S and calls
     ``waiting(reason, seconds_left)`` after each failure.
@@ -37,9 +37,9 @@ def wait_for_ps(address: Address, limit_s: float, waiting: Callable[[str, float]
             return
         except socket.gaierror as error:
             raise UsageError(
-                f"{address[0]} is not an address that this PC can resolve ({error.strerror})",
+                f"{address[0]} cannot be resolved by this PC ({error.strerror})",
                 code="address-unknown",
-                hints=(Hint("use the ps's IP address", "it stands in the ps's terminal"),),
+                hints=(Hint("use the ps's IP address", "the ps's terminal shows it"),),
             ) from error
         except OSError as error:
             left_s = deadline - time.monotonic()
@@ -63,11 +63,11 @@ def _unreachable(address: Address, error: OSError, limit_s: float) -> Unreachabl
 
 
 class NoAnswer(ConnectionError):
-    """Something listens there, but it does not answer as a ps does.
+    """The address accepts connections, but does not answer like a ps.
 
     Attributes:
-        other: it spoke, and not as a ps: waiting will not help. Else it was silent or hung up,
-            as a ps may do that is overwhelmed or about to end.
+        other: it answered, but not like a ps: waiting will not help. Else it was silent or closed,
+            like an overloaded or ending ps.
     """
 
     def __init__(self, reason: str, *, other: bool) -> None:
@@ -76,14 +76,14 @@ class NoAnswer(ConnectionError):
 
 
 def not_a_ps(address: Address, error: NoAnswer) -> Unreachable:
-    """Return the error for an address where something else listens."""
+    """Return the error for an address where another program listens."""
     host, port = address
     return Unreachable(
-        f"what listens at {host}:{port} does not answer as a parameter server does ({error})",
+        f"the program at {host}:{port} does not answer like a parameter server ({error})",
         code="not-a-ps",
         hints=(
-            Hint("which address and port?", "they stand in the ps's terminal"),
-            Hint("who listens there?", f"on {host}: ss -ltnp 'sport = :{port}'"),
+            Hint("which address and port?", "the ps's terminal shows them"),
+            Hint("which program listens there?", f"on {host}: ss -ltnp 'sport = :{port}'"),
         ),
     )
 
@@ -92,8 +92,8 @@ class Join:
     """One join dialogue: hello, welcome, data report, session. A context manager.
 
     Raises on entry:
-        Refused: wrong token, other version, rank held, another certificate.
-        NoAnswer: this is no ps, or it hung up before it said a word.
+        Refused: wrong token, another version, a held rank, another certificate.
+        NoAnswer: it is not a ps, or it closed the connection without an answer.
         OSError: the ps went away.
     """
 
@@ -121,30 +121,30 @@ class Join:
         self._stream.close()
 
     def report_data(self, facts: Message) -> Message:
-        """Say which data this worker has; return the session that the ps made."""
+        """Report this worker's data; return the session that the ps created."""
         send(self._stream, {"data": facts})
         return self._receive()
 
     def keep(self) -> None:
-        """Say that this worker is still preparing (its data may take a while to open)."""
+        """Send a keepalive while this worker prepares (opening data may take a while)."""
         send(self._stream, {"preparing": True})
 
     def fail(self, error: MingaError) -> None:
-        """Tell the ps why this worker cannot take part."""
+        """Report to the ps why this worker cannot train."""
         send(self._stream, {"failed": {"code": error.code, "what": error.what}})
 
     def _dial(self) -> ssl.SSLSocket:
         try:
             return dial(self._address, self._secret, None)
         except ssl.SSLEOFError as error:
-            raise NoAnswer("it hung up", other=False) from error
+            raise NoAnswer("it closed the connection", other=False) from error
         except ssl.SSLError as error:
             reason = f"{error.reason or error}".lower().replace("_", " ")
-            raise NoAnswer(f"it speaks no TLS: {reason}", other=True) from error
+            raise NoAnswer(f"it does not speak TLS: {reason}", other=True) from error
         except TimeoutError as error:
-            raise NoAnswer("it says nothing", other=False) from error
+            raise NoAnswer("it is silent", other=False) from error
         except ConnectionResetError as error:
-            raise NoAnswer("it hung up", other=False) from error
+            raise NoAnswer("it closed the connection", other=False) from error
 
     def _receive(self) -> Message:
         try:
@@ -161,7 +161,7 @@ class Join:
 
 
 class PortTaken(ConnectionError):
-    """The session's loopback port is taken on this PC: another session will have another."""
+    """The session's loopback port is taken on this PC; another session gets another port."""
 
 
 class Link(AbstractContextManager["Link"]):
@@ -169,14 +169,14 @@ class Link(AbstractContextManager["Link"]):
 
     Args:
         address: the ps.
-        secret: pins the certificate.
-        session: what :meth:`Join.report_data` returned (id, key, port, here).
-        lost: set when the ps is gone; ends calls under way.
+        secret: token and certificate hash.
+        session: result of :meth:`Join.report_data` (id, key, port, here).
+        lost: set when the ps is gone; aborts calls in progress.
         on_lost: called then, from another thread, with the reason.
 
     Raises:
         PortTaken: ask the ps for another session.
-        OSError: the session could not be set up; another join may go well.
+        OSError: the session could not be set up; another join may succeed.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Link(AbstractContextManager["Link"]):
         try:
             self._store = WorkerStore(self._open_stream("store"), on_lost)
             rpc.start(rpc.WORKER, self._store)
-        except RuntimeError as error:  # torch's word for a group that was not formed in time
+        except RuntimeError as error:  # torch raises it for a group that was not formed in time
             self.close()
             raise rpc.broken_link(error, "no session: ") from error
         except BaseException:
@@ -213,14 +213,14 @@ class Link(AbstractContextManager["Link"]):
     def start(
         self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
     ) -> rpc.Call:
-        """Call the session and go on. Raises ConnectionError when the link is broken."""
+        """Call the session without waiting. Raises ConnectionError if the link is broken."""
         signed = {**message, "key": self._session["key"]}
         return rpc.start_call(signed, tensors, timeout_s, self._lost)
 
     def call(
         self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
     ) -> tuple[Message, rpc.Tensors]:
-        """Call the session. Raises ConnectionError when the link is broken or too slow."""
+        """Call the session. Raises ConnectionError if the link is broken or too slow."""
         return self.start(message, tensors, timeout_s=timeout_s).result()
 
     def close(self) -> None:

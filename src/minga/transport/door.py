@@ -1,7 +1,7 @@
-"""The ps's one open port: who may come in, and where each connection goes.
+"""The ps's one open port: authenticates connections and passes them on.
 
-Before its token a stranger gets a bounded part of nothing: 32 bytes of preamble, one frame of
-4 KiB, 5 seconds, and a place in a waiting room whose oldest visitor leaves when it is full.
+Before it proves the token, a client gets bounded resources: 32 bytes of preamble, one frame of
+4 KiB, 5 seconds, and a place in a waiting room; a full one drops its oldest client.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _WRONG_TOKEN: Message = {
 
 
 class _Probe(Exception):
-    """A connection that ended without a word."""
+    """A connection that ended silently."""
 
 
 class JoinStream:
-    """The coordinator's end of a join, after the token was proved.
+    """The coordinator's side of a join, after the proof of the token.
 
     Attributes:
         host: the worker's address.
-        hello: what the worker said of itself along with its proof.
+        hello: the worker's description of itself, sent with its proof.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class JoinStream:
         self._writer.close()
 
     async def closed(self) -> None:
-        """Close the stream and return when its descriptor is free."""
+        """Close the stream; return when its descriptor is free."""
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
     def abort(self) -> None:
-        """Close the stream without a word to the worker."""
+        """Close the stream without a message to the worker."""
         self._writer.transport.abort()
 
 
@@ -86,10 +86,10 @@ class Door:
 
     Args:
         identity: certificate and token.
-        joined: called with each join whose token was proved.
-        streamed: called with (session id, raw socket, host); it owns the socket then. It
-            returns False for a session that there is not.
-        refused: called with (host, reason) for everybody who did not get in.
+        joined: called with each authenticated join.
+        streamed: called with (session id, raw socket, host); it then owns the socket. It
+            returns False for an unknown session.
+        refused: called with (host, reason) for each refused connection.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Door:
         self._accepting: asyncio.Task[None] | None = None
 
     def open(self, listener: socket.socket) -> int:
-        """Let visitors of a listener in, which is closed with the door; return its port."""
+        """Accept connections of a listener, which is closed with the door; return its port."""
         self._listener = listener
         self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
         return int(listener.getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening and drop everybody who is still on the way in."""
+        """Stop listening and drop connections that are not authenticated yet."""
         tasks = [*self._waiting, *self._inside]
         if self._accepting is not None:
             tasks.append(self._accepting)
@@ -131,7 +131,7 @@ class Door:
         while True:
             try:
                 raw, address = await loop.sock_accept(listener)
-            except OSError:  # out of descriptors: those who wait will free some
+            except OSError:  # out of descriptors: waiting clients will free some
                 await asyncio.sleep(0.1)
                 continue
             if len(self._waiting) >= WAITING_ROOM:
@@ -145,7 +145,7 @@ class Door:
             async with asyncio.timeout(HANDSHAKE_S):
                 join = await self._hand_over(raw, host)
         except _Probe:
-            pass  # somebody looked whether the port is open
+            pass  # a probe of the port
         except TimeoutError:
             self._refused(host, f"silent for {HANDSHAKE_S:g} s")
         except asyncio.CancelledError:
@@ -157,7 +157,7 @@ class Door:
                 self._let_in(join)
 
     async def _hand_over(self, raw: socket.socket, host: str) -> JoinStream | None:
-        """Give the socket to its session, or return a join whose token was proved.
+        """Pass the socket to its session, or return an authenticated join.
 
         A descriptor has one owner, and only the owner closes it: this method, until a session
         or the TLS transport takes it. A socket that is closed although a transport has it leaves
@@ -177,7 +177,7 @@ class Door:
         return await self._identify(raw, host)
 
     async def _identify(self, raw: socket.socket, host: str) -> JoinStream:
-        """TLS, then the token; owns the socket. Raises ValueError when the proof is wrong."""
+        """TLS, then the token; owns the socket. Raises ValueError for a wrong proof."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=HELLO_LIMIT_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -203,11 +203,11 @@ class Door:
         return join
 
     async def _refuse(self, join: JoinStream) -> None:
-        """Answer a wrong proof; the limits of a visitor hold until it is gone."""
+        """Answer a wrong proof; the client's limits hold until it is gone."""
         try:
             await join.send({"refused": _WRONG_TOKEN})
             await join.closed()
-        finally:  # however long it stays: the reason is this one
+        finally:  # even if it stays: this is the reason
             raise ValueError("wrong token")
 
     def _let_in(self, join: JoinStream) -> None:
@@ -237,7 +237,7 @@ def listen(host: str | None, port: int) -> socket.socket:
     """Listen on the one port (None: every address, v4 and v6).
 
     Raises:
-        UsageError: ``port-unavailable``, with who holds it.
+        UsageError: ``port-unavailable``, with the process that holds it.
     """
     try:
         if host is not None:
@@ -256,18 +256,18 @@ def listen(host: str | None, port: int) -> socket.socket:
             f"{_holder(port) if taken else ''}",
             code="port-unavailable",
             hints=(
-                Hint("who holds it?", f"ss -ltnp 'sport = :{port}'"),
+                Hint("which process holds it?", f"ss -ltnp 'sport = :{port}'"),
                 Hint("another port, on all PCs?", f"MASTER_PORT={port + 1} ./start_ps.sh"),
             )
             if taken
-            else (Hint("which addresses has this PC?", "ip -4 addr"),),
+            else (Hint("which addresses does this PC have?", "ip -4 addr"),),
         ) from error
     listener.setblocking(False)
     return listener
 
 
 def _holder(port: int) -> str:
-    """Return who listens on the port, as far as this user may know."""
+    """Return the process that listens on the port, if this user can see it."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -280,5 +280,5 @@ def _holder(port: int) -> str:
 
 
 def _plain_host(host: str) -> str:
-    """Return a v4 address as people write it, not mapped into v6."""
+    """Return a v4 address in its usual form, not mapped into v6."""
     return host.removeprefix("::ffff:")

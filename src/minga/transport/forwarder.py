@@ -17,10 +17,10 @@ _BUFFER_BYTES = 256 * 1024
 
 
 class _Direction:
-    """Bytes on their way from one socket to another; read again only when all are written.
+    """Bytes in transit from one socket to another; reads again only when all are written.
 
     Attributes:
-        held_back: whether what it has waits for its turn.
+        held_back: whether its bytes wait for their turn.
     """
 
     def __init__(self, source: socket.socket, sink: socket.socket, turn: Turn | None) -> None:
@@ -33,7 +33,7 @@ class _Direction:
         self._pending = self._buffer[:0]
 
     def advance(self, readable: set[socket.socket], writable: set[socket.socket]) -> bool:
-        """Move what can be moved now; else note what to wait for. Raises OSError at the end."""
+        """Move available bytes; else record what to wait for. Raises OSError at the end."""
         waits_on = self.sink if self._pending else self.source
         try:
             if self._pending:
@@ -60,7 +60,7 @@ class _Direction:
         return False
 
     def _fill(self) -> int:
-        """Read what is there: a TLS stream gives 16 KiB at a time, and to pass each on is dear."""
+        """Read available bytes: a TLS stream gives 16 KiB at a time, too little to forward each."""
         filled = self.source.recv_into(self._buffer)
         if isinstance(self.source, ssl.SSLSocket):
             with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -69,11 +69,11 @@ class _Direction:
         return filled
 
     def _may_send(self) -> bool:
-        """Large is what has filled the buffer without a pause; small things need no turn."""
+        """A transfer that fills the buffer without a pause is large; small ones need no turn."""
         return self._turn is None or self._run_bytes < len(self._buffer) or self._turn.mine()
 
     def _run_over(self) -> None:
-        """There is no more to read for now."""
+        """Mark the end of available bytes."""
         self._run_bytes = 0
         if self._turn is not None:
             self._turn.over()
@@ -93,7 +93,7 @@ def forward(
         one: a connected socket.
         other: another.
         ended: called from that thread.
-        turn: what large amounts wait for on their way from ``other`` to ``one``.
+        turn: large transfers from ``other`` to ``one`` wait for it.
     """
     threading.Thread(
         target=_forward, args=(one, other, ended, turn), name="forwarder", daemon=True
@@ -103,7 +103,7 @@ def forward(
 def _forward(
     one: socket.socket, other: socket.socket, ended: Callable[[], None], turn: Turn | None
 ) -> None:
-    with contextlib.suppress(OSError, ValueError):  # either side ended: that is the way out
+    with contextlib.suppress(OSError, ValueError):  # either side ended
         one.setblocking(False)
         other.setblocking(False)
         there, back = _Direction(one, other, None), _Direction(other, one, turn)
@@ -134,7 +134,7 @@ def _wait(
 
 
 class PortForwarder:
-    """Listen on a loopback port and carry each connection through a stream of its own.
+    """Listen on a loopback port and carry each connection through its own stream.
 
     Args:
         port: the port of the session's RPC agent, taken on this side's loopback as well,

@@ -1,8 +1,8 @@
-"""Who the ps is and who may join: certificate, token, and the one string that carries both.
+"""Identity of the ps, and the right to join: certificate, token, and one string with both.
 
-The ps makes a self-signed certificate and a random token at its first start. A worker is
-given ``secret = token + SHA-256(certificate)``: it pins the certificate, so nobody can stand
-between, and proves the token with an HMAC, so the token itself never crosses the wire.
+The ps creates a self-signed certificate and a random token at its first start. A worker is
+given ``secret = token + SHA-256(certificate)``: it pins the certificate, so no machine can
+intercept, and proves the token with an HMAC, so the token itself never crosses the wire.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Secret:
         return base64.urlsafe_b64encode(self.token + self.pin).decode().rstrip("=")
 
     def __repr__(self) -> str:
-        """Mask the token: a repr may end in a log."""
+        """Mask the token: a repr may get into a log."""
         return "Secret(token=***)"
 
     @classmethod
     def parse(cls, text: str) -> Secret:
-        """Read what ``str(secret)`` gave. Raises UsageError ``token-malformed``."""
+        """Parse ``str(secret)``. Raises UsageError ``token-malformed``."""
         text = text.strip()
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
@@ -49,9 +49,9 @@ class Secret:
             raw = b""
         if len(raw) != TOKEN_BYTES + _PIN_BYTES:
             raise UsageError(
-                f"the token has {len(text)} characters and is not one that a ps printed",
+                f"the token has {len(text)} characters and is not a token of a ps",
                 code="token-malformed",
-                hints=(Hint("copy it again", "it stands in the ps's terminal, 63 characters"),),
+                hints=(Hint("copy it again", "the ps's terminal shows it, 63 characters"),),
             )
         return cls(raw[:TOKEN_BYTES], raw[TOKEN_BYTES:])
 
@@ -70,13 +70,13 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, state: Path, token_file: Path | None = None) -> Identity:
-        """Return the identity kept in ``state``; make one where there is none.
+        """Return the identity in ``state``; create one if missing.
 
-        A ps that restarts keeps its identity, so its workers can come back by themselves.
+        A restarted ps keeps its identity, so its workers can rejoin.
 
         Args:
             state: folder of certificate and key, and of the token unless it is elsewhere.
-            token_file: where the token is, or is to be.
+            token_file: path of the token, existing or not.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         certificate, key = state / "ps.crt", state / "ps.key"
@@ -90,7 +90,9 @@ class Identity:
             raise Refused(
                 f"{token} does not belong to {certificate}",
                 code="identity-mixed",
-                hints=(Hint("make a new identity (workers need the new token)", f"rm -r {state}"),),
+                hints=(
+                    Hint("create a new identity (workers need the new token)", f"rm -r {state}"),
+                ),
             )
         return cls(secret, certificate, key)
 
@@ -104,7 +106,7 @@ class Identity:
 
 
 def client_context() -> ssl.SSLContext:
-    """TLS 1.3; the certificate is checked by :func:`check_pin`, not by an authority."""
+    """TLS 1.3; :func:`check_pin` checks the certificate, not an authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -120,7 +122,7 @@ def check_pin(stream: ssl.SSLSocket, secret: Secret) -> None:
         raise Refused(
             f"{host} answers with another certificate than the one in the token",
             code="certificate-differs",
-            hints=(Hint("take the token that this ps prints", "it changes with the ps's state"),),
+            hints=(Hint("use the token that this ps prints", "it changes with the ps's state"),),
         )
 
 
@@ -159,7 +161,7 @@ def _write_certificate(certificate: Path, key: Path) -> None:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write a 0600 file whole or not at all."""
+    """Write a 0600 file atomically."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:

@@ -1,8 +1,8 @@
-"""Large replies take turns on the ps's link: one after the other, each with all of it.
+"""Large replies take turns on the ps's link: one at a time, each at the full rate.
 
-Transfers that share a link equally all end late and at the same time, so that its two directions
-idle by turns: with N workers that do nothing but exchange, each carries N/(N+1) of what it could
-(mean value analysis of two processor-sharing stations). One at a time, both carry all.
+Transfers that share a link equally all end late and together, so that its two directions
+idle in turn: with N workers that only exchange, each direction carries N/(N+1) of its capacity
+(mean value analysis of two processor-sharing stations). One at a time, both are full.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import time
 
 ASK_AGAIN_S = 0.005
 HOLD_S = 0.5
-"""Then the next one begins as well: a worker on a slow link holds nobody up for longer."""
+"""Then the next one starts as well: a worker on a slow link delays others no longer."""
 WAIT_S = 2.0
-"""Then a reply is sent without a turn."""
+"""After so long a reply is sent without a turn."""
 
 
 class Turn:
-    """One connection's turn among those of all session processes.
+    """One connection's turn among all session processes.
 
     The lock is a POSIX record lock on a byte: the kernel frees it when its holder dies. All
     connections of a process hold it together.
@@ -37,7 +37,7 @@ class Turn:
         self._free = False
 
     def mine(self) -> bool:
-        """Whether this reply may be sent now; if not, ask again in ASK_AGAIN_S."""
+        """Return whether this reply may be sent now; if not, ask again in ASK_AGAIN_S."""
         if self._free:
             return True
         now_s = time.monotonic()
@@ -55,7 +55,7 @@ class Turn:
         return self._free
 
     def over(self) -> None:
-        """The reply is sent."""
+        """End the turn: the reply is sent."""
         if self._held_from_s is not None:
             self._let_go()
         self._asked_s, self._free = None, False

@@ -3,7 +3,7 @@
 A session is a 2-member *dynamic* group (``world_size=None``): no Gloo, no collective, no
 barrier. Its TensorPipe agents listen on loopback; forwarders carry their bytes through TLS.
 RPC unpickles what it receives, and unpickling is code execution, so every process that runs
-an agent installs an unpickler that knows just what a join and :func:`start_call` need.
+an agent installs an unpickler that allows only the names of a join and :func:`start_call`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def start(name: str, store: dist.Store, *, handler: Handler | None = None) -> No
 
 
 def on_refused(report: Callable[[str], None]) -> None:
-    """Have every name that the unpickler refuses reported."""
+    """Report every name that the unpickler refuses."""
     global _refused
     _refused = report
 
@@ -98,26 +98,26 @@ def own_port(store: dist.Store, name: str) -> int:
 
 
 class Call:
-    """A call under way."""
+    """A call in progress."""
 
     def __init__(self, future: torch.futures.Future[Any], lost: threading.Event) -> None:
         self._future = future
         self._lost = lost
         self._finished = threading.Event()
         self.finished_s = 0.0
-        """When the answer was here, by the monotonic clock."""
+        """Time of the answer, by the monotonic clock."""
         future.add_done_callback(self._note)
 
     @property
     def done(self) -> bool:
-        """Whether :meth:`result` returns or raises at once."""
+        """Whether :meth:`result` returns or raises immediately."""
         return self._finished.is_set() or self._lost.is_set()
 
     def result(self) -> tuple[Message, Tensors]:
         """Wait for the answer.
 
         Raises:
-            ConnectionError: the link broke, the handler failed, the time is up, or the session
+            ConnectionError: the link broke, the handler failed, the call timed out, or the session
                 was lost meanwhile (torch itself waits for a frozen peer).
         """
         while not self._finished.wait(_LOST_CHECK_S):
@@ -135,7 +135,7 @@ class Call:
 
 
 def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threading.Event) -> Call:
-    """Call the ps's handler; the tensors must stay as they are until the call is done.
+    """Call the ps's handler; the tensors must not change until the call is done.
 
     Args:
         message: plain types.
@@ -154,31 +154,31 @@ def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threa
 
 
 def broken_link(error: RuntimeError, what: str = "") -> ConnectionError:
-    """Return torch's RuntimeError as what it means here; its first line is for people."""
+    """Return torch's RuntimeError as a ConnectionError with its first line."""
     return ConnectionError(what + next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def stop() -> None:
-    """End this process's agent without asking anybody (``graceful=True`` waits for the dead)."""
+    """End this process's agent without a handshake (``graceful=True`` waits for dead peers)."""
     if rpc.api._is_current_rpc_agent_set():
         rpc.shutdown(graceful=False)
 
 
 def _handle(body: str, tensors: Tensors) -> tuple[str, Tensors]:
-    """Run on the side that is called; the one function of ours that a peer may name."""
-    assert _handler is not None, "a call came before there was a handler"
+    """Handle a call on the called side; the only function of minga that a peer may name."""
+    assert _handler is not None, "a call arrived before the handler was set"
     answer, answered = _handler(json.loads(body), tensors)
     return json.dumps(answer), answered
 
 
 class _AllowListUnpickler(pickle.Unpickler):
-    """Find only what a join and a call need; everything else is refused by name."""
+    """Unpickler with an allow-list of names for joins and calls; refuses all others by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
-            return _tensor_receiver  # how a bound class method is pickled
+            return _tensor_receiver  # the pickle of a bound class method
         _refuse(f"{module}.{name}")
 
 
@@ -196,7 +196,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _install() -> None:
-    """Guard unpickling, register the rendezvous, pin TensorPipe to loopback; once a process."""
+    """Guard unpickling, register the rendezvous, pin TensorPipe to loopback; once per process."""
     if rpc.internal._unpickler is _AllowListUnpickler:
         return
     rpc.internal._unpickler = _AllowListUnpickler

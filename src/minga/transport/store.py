@@ -1,8 +1,8 @@
 """The rendezvous store of one session, and the heartbeat that shares its stream.
 
-The ps side holds a dict; the worker side asks for it through the session's first stream. No
+The ps side holds a dict; the worker side accesses it through the session's first stream. No
 TCPStore exists, so nothing unauthenticated listens. ``init_rpc`` prefixes keys with a counter
-per process; two sides that reconnected a different number of times would not meet, so the
+per process; sides with a different number of reconnects would not match, so the
 prefix is dropped here.
 """
 
@@ -43,13 +43,13 @@ class SessionStore(Store):
         self._timeout_s = _DEFAULT_WAIT_S
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Store a value and wake who waits for it."""
+        """Store a value and wake waiting threads."""
         with self._changed:
             self._values[_plain(key)] = _raw(value)
             self._changed.notify_all()
 
     def peek(self, key: str) -> bytes | None:
-        """Return the value, or None at once."""
+        """Return the value, or None."""
         with self._changed:
             return self._values.get(_plain(key))
 
@@ -69,7 +69,7 @@ class SessionStore(Store):
             return total
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
-        """Set if the value is ``expected`` (an absent key equals an empty one); return what is."""
+        """Set if the value is ``expected`` (an absent key counts as empty); return the value."""
         with self._changed:
             if self._values.get(_plain(key), b"") == _raw(expected):
                 self._values[_plain(key)] = _raw(desired)
@@ -77,7 +77,7 @@ class SessionStore(Store):
             return self._values.get(_plain(key), b"")
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all keys are there."""
+        """Return whether all keys exist."""
         with self._changed:
             return all(_plain(key) in self._values for key in keys)
 
@@ -91,17 +91,17 @@ class SessionStore(Store):
                 raise StoreTimeout(f"no keys {keys} within {limit_s:g} s")
 
     def delete_key(self, key: str) -> bool:
-        """Delete a key; return whether it was there."""
+        """Delete a key; return whether it existed."""
         with self._changed:
             return self._values.pop(_plain(key), None) is not None
 
     def num_keys(self) -> int:
-        """Return how many keys there are."""
+        """Return the number of keys."""
         with self._changed:
             return len(self._values)
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Bound later waits."""
+        """Set the timeout of later waits."""
         self._timeout_s = timeout.total_seconds()
 
 
@@ -148,7 +148,7 @@ class WorkerStore(Store):
         super().__init__()
         self._stream = stream
         self._lost = lost
-        self._lock = threading.Lock()  # one exchange at a time: a TLS socket is not for two
+        self._lock = threading.Lock()  # one exchange at a time: a TLS socket has one user
         self._timeout_s = _DEFAULT_WAIT_S
         self._closed = threading.Event()
         stream.settimeout(SILENCE_S)
@@ -158,7 +158,7 @@ class WorkerStore(Store):
         """Stop the heartbeat and close the stream."""
         self._closed.set()
         wake(self._stream)
-        with self._lock:  # nobody is in the middle of an exchange
+        with self._lock:  # no exchange is in progress
             self._stream.close()
 
     def set(self, key: str, value: str | bytes) -> None:
@@ -166,7 +166,7 @@ class WorkerStore(Store):
         self._ask(do="set", key=_plain(key), value=_text(value))
 
     def get(self, key: str) -> bytes:
-        """Return the value; ask until it is there. Raises StoreTimeout."""
+        """Return the value; poll until it exists. Raises StoreTimeout."""
         deadline = time.monotonic() + self._timeout_s
         while (value := self._ask(do="get", key=_plain(key))["value"]) is None:
             self._pause(deadline, [key])
@@ -177,14 +177,14 @@ class WorkerStore(Store):
         return int(self._ask(do="add", key=_plain(key), amount=amount)["total"])
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
-        """Set if the value is ``expected``; return what is there then."""
+        """Set if the value is ``expected``; return the value."""
         answer = self._ask(
             do="compare_set", key=_plain(key), expected=_text(expected), desired=_text(desired)
         )
         return _sent(answer["value"])
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all keys are there."""
+        """Return whether all keys exist."""
         return bool(self._ask(do="check", keys=[_plain(key) for key in keys])["there"])
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
@@ -194,11 +194,11 @@ class WorkerStore(Store):
             self._pause(deadline, keys)
 
     def delete_key(self, key: str) -> bool:
-        """Delete a key; return whether it was there."""
+        """Delete a key; return whether it existed."""
         return bool(self._ask(do="delete", key=_plain(key))["there"])
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Bound later waits."""
+        """Set the timeout of later waits."""
         self._timeout_s = timeout.total_seconds()
 
     def _ask(self, **asked: Any) -> Message:

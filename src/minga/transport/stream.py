@@ -1,7 +1,7 @@
-"""Streams to the ps: the preamble that says where one belongs, TLS, and frames of JSON.
+"""Streams to the ps: the preamble with their destination, TLS, and frames of JSON.
 
 Every connection to the ps begins with a preamble of 32 bytes in clear text: whether it wants
-to join or which session it belongs to. A session id is worth nothing by itself: TLS and a
+to join or which session it belongs to. A session id alone grants nothing: TLS and a
 proof follow. It lets the coordinator pass the raw descriptor on to the session's own process,
 which TLS state would not survive.
 """
@@ -32,7 +32,7 @@ Message = dict[str, Any]
 
 
 class StreamClosed(ConnectionError):
-    """The other side is gone."""
+    """The peer is gone."""
 
 
 def preamble(session: str | None) -> bytes:
@@ -59,7 +59,7 @@ def encode_frame(message: Message) -> bytes:
 
 
 def frame_length(prefix: bytes, limit: int = FRAME_LIMIT_BYTES) -> int:
-    """Return the length that a prefix announces. Raises ValueError above ``limit``."""
+    """Return the length in a prefix. Raises ValueError above ``limit``."""
     length = int(_LENGTH.unpack(prefix)[0])
     if length > limit:
         raise ValueError(f"a frame of {length} bytes, at most {limit} are taken")
@@ -115,19 +115,19 @@ def dial(
 
 
 def tune(raw: socket.socket) -> None:
-    """No Nagle delay; keep-alive, so that the kernel notices a peer that lost its power."""
+    """Disable Nagle's delay; enable keep-alive, so that the kernel notices a powered-off peer."""
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def wake(stream: socket.socket) -> None:
-    """End a connection that another thread uses; that thread, its owner, closes it."""
+    """Shut down a connection that another thread owns; that thread closes it."""
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(stream, socket.SHUT_RDWR)  # TLS state stays the owner's
+        socket.socket.shutdown(stream, socket.SHUT_RDWR)  # the owner keeps the TLS state
 
 
 def close(stream: socket.socket) -> None:
-    """Shut a socket down, which wakes whoever blocks on it, and close it."""
+    """Shut a socket down, which wakes blocked threads, and close it."""
     wake(stream)
     with contextlib.suppress(OSError):
         stream.close()
@@ -139,6 +139,6 @@ def _exactly(stream: socket.socket, count: int) -> bytes:
     while filled < count:
         got = stream.recv_into(view[filled:])
         if not got:
-            raise StreamClosed("the other side closed the stream")
+            raise StreamClosed("the peer closed the stream")
         filled += got
     return bytes(parts)
