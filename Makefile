@@ -4,13 +4,13 @@ BIN    := .venv/bin
 STAMP  := .venv/.minga-setup
 PIP    := $(BIN)/pip install --disable-pip-version-check $(if $(CI),--no-cache-dir --quiet)
 
-# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (only tell), ASK_PASS=1 (sudo's password), DATASET=folder,
-# RUN=id, NEW=1, TAIL=lines; FORCE=1 (another's turn, uncollected results), KEEP_DOCKER=1 (purge)
+# The LAN: INVENTORY=file, LIMIT=pc, CHECK=1 (report only), ASK_PASS=1 (sudo's password), DATASET=folder,
+# RUN=id, NEW=1, TAIL=lines; FORCE=1 (another's lock, uncollected results), KEEP_DOCKER=1 (purge)
 INVENTORY ?= inventory.ini
 FLAGS = --inventory $(INVENTORY) $(if $(LIMIT),--limit '$(LIMIT)') $(if $(CHECK),--check --diff) \
   $(if $(ASK_PASS),--ask-become-pass)
 PLAY = ANSIBLE_CONFIG=ansible/ansible.cfg $(BIN)/ansible-playbook $(FLAGS)
-# The same with a table of what became of each PC, and status 3 if one was missed.
+# The same, with a table of each PC's outcome, and exit status 3 if one failed.
 WORK = $(BIN)/python -m minga.deploy.play $(FLAGS)
 # Many small files become a few shards in build/data, once.
 PACK = $(BIN)/python -m minga.deploy.packing --inventory $(INVENTORY)
@@ -62,7 +62,7 @@ lint: .venv/.minga-dev .venv/.minga-deploy .venv/.minga-deploy-checks ## Check s
 	$(BIN)/hadolint docker/Dockerfile
 	ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint ansible
 
-check: .venv/.minga-deploy ## Tell what every PC lacks, and the command that mends it; JSON=1
+check: .venv/.minga-deploy ## Report what each PC is missing and the command that fixes it; JSON=1
 	@$(PACK)
 	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/check.yml $(if $(JSON),>&2)
 	@$(BIN)/python -m minga.deploy.check $(if $(JSON),--json)
@@ -70,15 +70,15 @@ check: .venv/.minga-deploy ## Tell what every PC lacks, and the command that men
 image: .venv/.minga-deploy ## Build the image of ps and workers
 	$(BIN)/python -m minga.deploy.image build --inventory $(INVENTORY)
 
-deploy: image ## Bring image, data, firewall rules, settings to every PC of inventory.ini
+deploy: image ## Send image, data, firewall rules, settings to every PC of inventory.ini
 	$(BIN)/python -m minga.deploy.identity
 	@$(PACK)
 	@$(WORK) ansible/deploy.yml
 
-train: .venv/.minga-deploy ## Start the ps, then the workers; go on with an unfinished run
+train: .venv/.minga-deploy ## Start the ps, then the workers; resume an unfinished run
 	@$(WORK) ansible/train.yml
 
-status: .venv/.minga-deploy ## Show how the run goes and what every PC does
+status: .venv/.minga-deploy ## Show the run's progress and every PC's state
 	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/status.yml
 	@$(BIN)/python -m minga.deploy.status
 
@@ -86,25 +86,25 @@ logs: .venv/.minga-deploy ## Show the last lines of every PC
 	@ANSIBLE_DISPLAY_OK_HOSTS=no $(PLAY) ansible/logs.yml
 	@$(BIN)/python -m minga.deploy.logs
 
-stop: .venv/.minga-deploy ## Stop workers and ps with a checkpoint; make train goes on
+stop: .venv/.minga-deploy ## Stop workers and ps with a checkpoint; make train resumes
 	@$(WORK) ansible/stop.yml
 
 collect: .venv/.minga-deploy ## Fetch statistics and checkpoints of all PCs into runs/
 	@$(WORK) ansible/collect.yml
 
-purge: .venv/.minga-deploy ## Take away from every PC what deploy added, and nothing else
+purge: .venv/.minga-deploy ## Remove from every PC what deploy added, and nothing else
 	@$(WORK) ansible/purge.yml
 
 lan-test: .venv/.minga-dev .venv/.minga-deploy ## Deploy and train on virtual PCs (root, Linux)
 	$(BIN)/pytest tests/lan -m "lan and not long"
 
-lan-test-long: .venv/.minga-dev .venv/.minga-deploy ## What lan-test has no time for: a GPU, a bucket, the virtual LAN's own tests
+lan-test-long: .venv/.minga-dev .venv/.minga-deploy ## More of lan-test: a GPU, a bucket, the virtual LAN's own tests
 	$(BIN)/pytest tests/lan -m "lan and long"
 
 drills: .venv/.minga-dev ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
 	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done
 
-bench: setup ## Measure all that docs/performance.md quotes (root, Linux, about two hours)
+bench: setup ## Measure the figures of docs/performance.md (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/session.py
 	$(BIN)/python benchmarks/lan.py

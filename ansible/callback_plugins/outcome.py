@@ -66,7 +66,7 @@ class CallbackModule(CallbackBase):
         self._ask(result)
         if not self._locked and _role(result) == "lock" and "shell" in result.task.action:
             self._locked = True
-            self._write({})  # now: there is no other end after a Ctrl-C
+            self._write({})  # now: after Ctrl-C there is no later callback
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Note that there was nothing to do."""

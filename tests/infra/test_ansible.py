@@ -50,19 +50,19 @@ A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
         ),
         (
             A + "b ansible_host=x.invalid minga_address=10.0.0.2\n",
-            "INVENTORY: nobody knows x.invalid (getent ahosts x.invalid)",
+            "INVENTORY: cannot resolve x.invalid (getent ahosts x.invalid)",
         ),
         (
             A + "b ansible_host=10.0.0.2 minga_adress=10.0.0.3\n",
-            "b: INVENTORY says minga_adress, which minga does not know (minga_address?)",
+            "b: INVENTORY says minga_adress, which is unknown to minga (minga_address?)",
         ),
         (
             A + "b ansible_host=10.0.0.2\n[all:vars]\ncud=cpu\n",
-            "a, b: INVENTORY says cud, which minga does not know (cuda?)",
+            "a, b: INVENTORY says cud, which is unknown to minga (cuda?)",
         ),
         (
             A + "b ansible_host=10.0.0.2 cuda=cu12\n",
-            "b: INVENTORY says cuda=cu12, which is no image of minga's. Write one of",
+            "b: INVENTORY says cuda=cu12, which is not an image of minga. Write one of",
         ),
         (
             A + "b ansible_host=10.0.0.2\n",

@@ -90,7 +90,7 @@ def test_data_that_did_not_come_as_they_are_fail_their_pc(project: Path) -> None
     said = " ".join(_send(project, "-e", f"ansible_rsync_path={liar}", failed=True).split())
     folder = project / "pc" / "data" / "flowers"
     data = project / "data" / "flowers"
-    assert f"desk-b (10.0.0.2): rsync ended well, yet {folder} is not {data}: " in said
+    assert f"desk-b (10.0.0.2): rsync succeeded, but {folder} is not {data}: " in said
     assert "4 files of 4802 bytes there, 4 of 4800 here" in said
     assert f"On it: sudo rm -r {folder}; then here: make deploy LIMIT=desk-b" in said
     shutil.rmtree(folder)

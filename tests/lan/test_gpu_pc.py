@@ -34,9 +34,9 @@ PLAY = """
   gather_facts: false
   become: true
   tasks:
-    - name: Look at the engine
+    - name: Prepare the engine
       ansible.builtin.import_role: {name: engine}
-    - name: Hand out the GPU
+    - name: Prepare the GPU
       ansible.builtin.import_role: {name: gpu}
     - name: Tell what came of it
       ansible.builtin.debug: {msg: "given={{ gpu_given }}"}

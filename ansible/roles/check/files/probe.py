@@ -206,7 +206,7 @@ def summary(folder):
     paths.sort()
     digest, size_bytes, every = hashlib.sha256(), 0, max(1, len(paths) // SAMPLED_FILES)
     for number, path in enumerate(paths):
-        of = os.stat(path).st_size if os.path.exists(path) else 0  # else a link to nowhere
+        of = os.stat(path).st_size if os.path.exists(path) else 0  # else a broken link
         size_bytes += of
         named = f"{os.path.relpath(path, folder)}\0{of}\n"
         digest.update(named.encode(errors="surrogateescape"))
@@ -216,7 +216,7 @@ def summary(folder):
     return {"files": len(paths), "size_bytes": size_bytes, "digest": digest.hexdigest()}
 
 
-# -- who holds the port
+# -- the process that holds the port
 
 
 def holder(port):
@@ -272,7 +272,7 @@ def keeper(pid, name, port):
     rc, said, _ = run("docker", *words, "--format", form) if words else (1, "", "")
     found = re.search(r"/system\.slice/(?:.*/)?([^/\n]+\.service)$", groups, re.M)
     unit = found.group(1) if found else ""
-    # Not what merely was started from one: a command that came by SSH may belong to ssh.service.
+    # Not every process started from one: a command by SSH may belong to ssh.service.
     main = run("systemctl", "show", "--property=MainPID", "--value", unit)[1] if unit else ""
     return {
         "container": said.split("\n")[0].lstrip("/") if rc == 0 else "",
@@ -280,7 +280,7 @@ def keeper(pid, name, port):
     }
 
 
-# -- the line between worker and ps
+# -- the connection between worker and ps
 
 
 def listen(asked):

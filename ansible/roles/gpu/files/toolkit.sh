@@ -1,22 +1,22 @@
 #!/bin/sh
-# NVIDIA's container toolkit on a PC, made known to its Docker.
-#   toolkit.sh add FOLDER REPOSITORY VERSION   installs it where there is none, and tells Docker
-#   toolkit.sh forget FOLDER                   lets Docker forget it again: purge, which then removes the packages
-# Nothing that is there is replaced; what came is noted in FOLDER. No container is disturbed: Docker reads its
-# settings again (reload), and is restarted only where that did not do and no container runs.
-# `add` prints what it changed, and ends with 0: Docker has the runtime; 3: it takes a restart of Docker;
-# 4: the toolkit cannot be installed; 5: Docker cannot be told. The reason is on stderr. `forget` ends with 3 where
-# somebody else uses it.
+# NVIDIA's container toolkit on a PC, and its runtime in Docker.
+#   toolkit.sh add FOLDER REPOSITORY VERSION   installs it if missing, and adds it to Docker
+#   toolkit.sh forget FOLDER                   removes it from Docker: for purge, which then removes the packages
+# Nothing is replaced; additions are recorded in FOLDER. No container is disturbed: Docker reloads its
+# settings, and is restarted only if that is not enough and no container runs.
+# `add` prints its changes, and ends with 0: Docker has the runtime; 3: it needs a restart of Docker;
+# 4: the toolkit cannot be installed; 5: it cannot be added to Docker. The reason is on stderr. `forget` ends with 3 if
+# something else uses it.
 set -eu
-export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 # it would restart services
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 # else needrestart restarts services
 verb=$1 added=$2
 shift 2
 packages="nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1"
-settings=$(readlink -m /etc/docker/daemon.json) # where it is a link, the link stays
+settings=$(readlink -m /etc/docker/daemon.json) # a link stays a link
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-said() { # the line that tells most of what was noted in words
+said() { # the most informative line of recorded output
   grep -m 1 -e '^E:' -e '^Error' "$work/words" || tail -n 1 "$work/words"
 }
 
@@ -28,7 +28,7 @@ cannot() { # status, reason
 knows() { docker info --format '{{json .Runtimes}}' 2>/dev/null | grep -q '"nvidia":'; }
 knows_not() { ! knows; }
 
-wait_until() { # a condition: Docker reads its settings after the reload has returned
+wait_until() { # a condition: Docker reads its settings after the reload returns
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     if "$@"; then return 0; fi
     sleep 1
@@ -43,7 +43,7 @@ reload() { # and wait for a condition
 # -- Docker's settings
 
 # has FILE | merged BEFORE AFTER (all of BEFORE is in AFTER, and nothing became the default)
-# without FILE | empty FILE (the same, but with "runtimes" said: what is not said, a reload leaves)
+# without FILE | empty FILE (the same, but with "runtimes": a reload ignores missing keys)
 edit() {
   python3 - "$@" <<'END'
 import json
@@ -85,7 +85,7 @@ print(json.dumps(left, indent=4))
 END
 }
 
-put() { # a file's content in the place of the settings: at once, owner and mode as they are
+put() { # replaces the settings' content, keeping owner and mode
   mkdir -p "$(dirname "$settings")"
   if [ -e "$settings" ]; then
     cp -a "$settings" "$settings.minga"
@@ -99,7 +99,7 @@ put() { # a file's content in the place of the settings: at once, owner and mode
   fi
 }
 
-put_back() { # what was there before
+put_back() { # the content before
   if [ -e "$added/daemon.json" ]; then
     put "$added/daemon.json"
   else
@@ -136,7 +136,7 @@ tell_docker() {
   fi
   told=$(edit has "$settings" 2>&1) && status=0 || status=$?
   if [ -e "$settings" ] && [ "$status" -eq 1 ]; then cannot 5 "$told"; fi
-  if [ "$status" -ne 0 ]; then merge; fi # else somebody has, and Docker has not read it yet
+  if [ "$status" -ne 0 ]; then merge; fi # else it is merged already, and Docker has not read it yet
   if reload knows; then return; fi
   if [ -n "$(docker container ls -q || echo unknown)" ]; then
     cannot 3 "a reload did not do"
@@ -156,13 +156,13 @@ tell_docker() {
 # -- packages
 
 if command -v apt-get >/dev/null; then
-  source=/etc/apt/sources.list.d/nvidia-container-toolkit.list # names as in NVIDIA's instructions: who follows
-  key=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg # those later has no source twice
+  source=/etc/apt/sources.list.d/nvidia-container-toolkit.list # names as in NVIDIA's instructions: a user who follows
+  key=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg # them later has no duplicate source
   limits="-o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o Acquire::Retries=1"
   list() { dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p'; }
   known() { grep -rhs -v '^ *#' /etc/apt/sources.list /etc/apt/sources.list.d | grep -qF "$1/"; }
   add() { apt-get -qq -y --no-remove --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"; }
-  describe() { # the source; its key comes by apt's own way out, and apt wants it without its ASCII armour
+  describe() { # the source; its key is fetched through apt's proxy, and apt needs it without ASCII armour
     # shellcheck disable=SC2086 # one word per option
     /usr/lib/apt/apt-helper $limits download-file "$1/gpgkey" "$work/armoured" || return 1
     python3 - "$work/armoured" >"$work/key" <<'END' || return 1
@@ -178,7 +178,7 @@ sys.exit(0 if blocks else "no PGP key")
 END
     echo "deb [signed-by=$key] $1/stable/deb/\$(ARCH) /" >"$work/source"
   }
-  refresh() { # of that repository alone: the others' state is the owner's affair
+  refresh() { # of that repository only: the others are the owner's
     # shellcheck disable=SC2086
     apt-get -qq $limits -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any -o APT::Get::List-Cleanup=0 \
       -o Dir::Etc::sourceparts=- -o Dir::Etc::sourcelist="$source" update
@@ -202,19 +202,19 @@ gpgcheck=0
 enabled=1
 END
   }
-  refresh() { :; } # dnf asks when it installs
+  refresh() { :; } # dnf refreshes when it installs
   refresh_all() { :; }
   pinned() { for name in $packages; do echo "$name-$1"; done; }
 fi
 
-place() { # file, where: kept in mind first, so that whatever happens purge knows
-  if [ -e "$2" ]; then return 0; fi # somebody else's counts
+place() { # file, path: recorded first, so that purge always knows
+  if [ -e "$2" ]; then return 0; fi # an existing file stays
   echo "$(sha256sum <"$1" | cut -d ' ' -f 1)  $2" >>"$added/toolkit.files"
   install -m 0644 "$1" "$2"
   placed="$placed $2"
 }
 
-finish() { # what came with it; a source that led to nothing goes again
+finish() { # records dependencies; removes a useless source
   ended=$?
   list | sort -u >"$work/there"
   comm -13 "$work/had" "$work/there" | sort -u - "$added/toolkit" >"$work/toolkit"
@@ -245,12 +245,12 @@ install_toolkit() { # repository, version
     place "$work/source" "$source"
     refresh >"$work/words" 2>&1 || cannot 4 "$(said)"
   else
-    refresh_all >&2 || true # an old list may do, too
+    refresh_all >&2 || true # an old list may be enough
   fi
   wanted=$(pinned "$2")
   # shellcheck disable=SC2086 # one word per package
   if ! add $wanted >"$work/words" 2>&1; then
-    refresh_all >&2 || true # what it needs of the distribution's
+    refresh_all >&2 || true # for its dependencies from the distribution
     add $wanted >"$work/words" 2>&1 || cannot 4 "$(said)"
   fi
   echo "added NVIDIA's container toolkit $2"
@@ -258,7 +258,7 @@ install_toolkit() { # repository, version
 
 # -- the two verbs
 
-needed_by() { # who else uses it
+needed_by() { # its other users
   if [ -e "$settings" ] && grep -q '"default-runtime" *: *"nvidia"' "$settings"; then
     echo "$settings has it as the default runtime"
   fi
@@ -273,7 +273,7 @@ needed_by() { # who else uses it
 forget() {
   [ -e "$added/daemon.left" ] || return 0
   rm -f "$work/left"
-  if [ ! -e "$settings" ]; then # the owner took it away
+  if [ ! -e "$settings" ]; then # the owner removed it
     rm -f "$added/daemon.json"
     : >"$work/before"
   elif cmp -s "$settings" "$added/daemon.left"; then
@@ -285,7 +285,7 @@ forget() {
     if [ -n "$told" ]; then echo "kept $told"; fi
     return 0
   fi
-  if knows; then # a reload leaves what the file does not say: say it, then write what stays
+  if knows; then # a reload ignores missing keys: write an empty one first, then the rest
     edit empty "$work/before" >"$work/empty"
     put "$work/empty"
     reload knows_not || echo "kept the runtime nvidia in Docker's memory: sudo systemctl restart docker"
@@ -297,12 +297,12 @@ forget() {
 case $verb in
   add)
     mkdir -p "$added"
-    cp "$0" "$added/toolkit.sh" # for purge: who did it knows how to undo it
+    cp "$0" "$added/toolkit.sh" # for purge: the same version undoes it
     if ! command -v nvidia-ctk >/dev/null; then install_toolkit "$@"; fi
     tell_docker
     ;;
   forget)
-    if [ ! -s "$added/toolkit" ] && [ ! -e "$added/daemon.left" ]; then exit 0; fi # all is the owner's
+    if [ ! -s "$added/toolkit" ] && [ ! -e "$added/daemon.left" ]; then exit 0; fi # everything is the owner's
     needed_by >"$work/needed"
     if [ -s "$work/needed" ]; then
       echo "kept NVIDIA's container toolkit: $(head -n 1 "$work/needed")"

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Loads layers FIRST to END - 1 of the image that rsync brings into FOLDER:
+# Loads layers FIRST to END - 1 of the image that rsync writes into FOLDER:
 #   load.sh FOLDER FIRST END [EARLY]
-# EARLY 1: while rsync is at it, each layer as soon as it is there, all but the last one. The call without it
-# then goes on behind these. The image that ends with a layer is called minga:part-..., and is there until all are.
+# EARLY 1: during the transfer, each layer as soon as it is complete, except the last one. The call without it
+# then continues. The image that ends with a layer is called minga:part-..., until all are loaded.
 set -euo pipefail
 folder=$1 first=$2 end=$3 early=${4:-0}
 part=minga:part-${folder##*/}-
@@ -16,11 +16,11 @@ find "$folder/.." -mindepth 1 -maxdepth 1 -type d ! -name "${folder##*/}" -exec 
 echo $$ >"$owner"
 exec 9>"$folder/../lock"
 if ! flock --timeout 3600 9; then
-  echo "the load before this one has been at a layer for an hour" >&2
+  echo "the previous load has worked on one layer for an hour" >&2
   exit 1
 fi
 if ((early && first == 0)); then
-  remove_parts # nothing is taken for granted
+  remove_parts # assume nothing
 fi
 last=$((early ? end - 1 : end))
 for ((number = end - 2; number >= first; number--)); do
@@ -30,17 +30,17 @@ for ((number = end - 2; number >= first; number--)); do
 done
 for ((number++; number < last; number++)); do
   pieces=$folder/$(printf '%03d' "$number")
-  until [ -e "$pieces.2.zst" ]; do # the last of three that rsync brings
+  until [ -e "$pieces.2.zst" ]; do # the last of three files from rsync
     if ! ((early)); then
-      echo "rsync has ended, and layer $number is not there" >&2
+      echo "rsync has ended without layer $number" >&2
       exit 1
     fi
     if [ "$(cat "$owner")" != $$ ]; then
-      exit 0 # the next call goes on
+      exit 0 # the next call continues
     fi
     sleep 0.5
   done
-  # engines before Docker 23 do not know zstd themselves
+  # engines before Docker 23 cannot read zstd
   cat "$pieces".?.zst | zstd --decompress --stdout | docker image load --quiet
 done
 if ! ((early)); then

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs on a PC, through its distribution, what is named:   install.sh FOLDER engine|compose|PACKAGE ...
-# Nothing that is there is replaced or removed. What came with it is noted in FOLDER, for `make purge`.
+# Installs packages on a PC through its distribution:   install.sh FOLDER engine|compose|PACKAGE ...
+# Nothing is replaced or removed. Added packages are recorded in FOLDER, for `make purge`.
 set -eu
 export LC_ALL=C
 added=$1 plugin=/usr/local/lib/docker/cli-plugins/docker-compose
@@ -10,11 +10,11 @@ mkdir -p "$added"
 if command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   list() { dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p'; }
-  refresh() { apt-get -qq -o DPkg::Lock::Timeout=300 update || true; } # an old list may do, too
+  refresh() { apt-get -qq -o DPkg::Lock::Timeout=300 update || true; } # an old list may be enough
   add() { apt-get -qq -y --no-remove --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"; }
   candidate() { apt-cache policy "$1" | sed -n 's/^  Candidate: *//p' | grep -v '(none)'; }
   new_enough() { dpkg --compare-versions "$1" ge 2.18; }
-  engines="docker.io docker-cli" # the second where the first does not bring it
+  engines="docker.io docker-cli" # the second if the first does not contain it
   composes="docker-compose-plugin docker-compose-v2 docker-compose"
 elif command -v dnf >/dev/null; then
   list() { rpm --query --all --queryformat '%{NAME}\n'; }
@@ -25,30 +25,30 @@ elif command -v dnf >/dev/null; then
   engines="moby-engine docker-cli"
   composes="docker-compose-plugin docker-compose"
 else
-  echo "neither apt nor dnf is there to install $* with" >&2
+  echo "neither apt nor dnf is available to install $*" >&2
   exit 4
 fi
 
-absent() { # paths: prints those that are not there
+absent() { # paths: prints the missing ones
   for path in "$@"; do [ -e "$path" ] || echo "$path"; done
 }
 
-missing() { # what is looked for
+missing() { # the package
   name=$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release | tr -d '"')
   echo "${name:-this system} has no $1 among its packages" >&2
   exit 4
 }
 
-# Debian 12 has Compose 1 alone. Debian 13's plugin is one file that needs nothing but libc: it is taken
-# out of its package, by way of the PC's own mirror and under Debian's signature. What is there stays.
-of_debian() ( # the plugin's place
+# Debian 12 has Compose 1 only. Debian 13's plugin is one file that needs only libc: it is extracted
+# from its package, from the PC's own mirror, with Debian's signature. An existing one stays.
+of_debian() ( # the plugin's path
   inside=usr/libexec/docker/cli-plugins/docker-compose
   # shellcheck disable=SC1091 # each PC's own
   . /etc/os-release
   [ "$ID ${VERSION_ID:-0}" = "debian 12" ] && [ ! -e "$1" ] || exit 1
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  # shellcheck disable=SC2016 # apt's words
+  # shellcheck disable=SC2016 # apt's variables
   mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
     sed -n "s/ $VERSION_CODENAME main$//p" | head -n 1)
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$folder/list"
@@ -62,7 +62,7 @@ of_debian() ( # the plugin's place
     install -D --mode 755 $inside "$1"
 )
 
-# What Docker changes beside its packages, as it was: purge puts it back.
+# State that Docker changes beside its packages: purge restores it.
 remember() {
   {
     for path in /etc/docker /etc/containerd /etc/cni /var/lib/docker /var/lib/containerd /opt/containerd; do
@@ -73,7 +73,7 @@ remember() {
     if command -v nft >/dev/null; then
       nft list tables | sed 's/^table/had/'
     elif command -v iptables >/dev/null; then
-      echo "had unknown" # then none is taken for Docker's later
+      echo "had unknown" # then purge attributes none to Docker
     fi
   } >"$added/before"
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Takes away from a PC what `make deploy` added:   purge.sh FOLDER PRIORITY [keep-docker]
-# Prints a line for each thing that it takes, and `kept ...` for what has to stay, with the reason.
+# Removes from a PC what `make deploy` added:   purge.sh FOLDER PRIORITY [keep-docker]
+# Prints a line for each removed thing, and `kept ...` for each remaining one, with the reason.
 set -u
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 folder=$1 priority=$2 keep=${3:-}
