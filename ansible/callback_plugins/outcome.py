@@ -53,7 +53,7 @@ class CallbackModule(CallbackBase):
             self._unreachable.setdefault(result.host.name, reason(result.result))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Note why a task failed; whether a rescue mends it shows at the end only."""
+        """Note why a task failed; only the end shows whether a rescue fixed it."""
         if ignore_errors:
             return
         if self._ask(result):
@@ -81,7 +81,7 @@ class CallbackModule(CallbackBase):
         Path(str(self._path)).write_text(json.dumps(noted))
 
     def _ask(self, result: Any) -> bool:
-        """Tell whether a result is of the PC's own work, and note that it has begun."""
+        """Return whether a result is of the PC's own tasks, and note that they have begun."""
         own = _role(result) not in _REFUSING
         if own:
             self._asked.add(result.host.name)

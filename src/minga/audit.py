@@ -12,7 +12,7 @@ from minga.errors import DataError, Hint
 from minga.ps.audit import Audit, audit
 
 UNKNOWN = "unknown"
-DIED = "the ps died without a word: killed, or its PC went down"
+DIED = "the ps died: it was killed, or its PC went down"
 
 
 @dataclass(slots=True)

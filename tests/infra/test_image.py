@@ -124,7 +124,7 @@ def test_pieces_join_to_an_archive_that_names_all_layers_and_holds_the_topmost(
     small = staging.take(saved(), CHAIN)
     config = small[json.loads(small["manifest.json"])[0]["Config"]]
     assert config == CONFIG
-    assert not staging.lacks(CHAIN)
+    assert not staging.misses(CHAIN)
 
     parcel = staging.parcel(CHAIN[2:], config, "minga:1")
 
@@ -216,9 +216,9 @@ def test_layers_of_one_size_are_found_when_nothing_is_skipped(
     staging.take(_tar({"a/layer.tar": first}), chain)
     saved = {"a/layer.tar": first, "b/layer.tar": second}
     staging.take(_tar(saved), chain)
-    assert staging.lacks(chain)
+    assert staging.misses(chain)
     staging.take(_tar(saved), chain, skip_staged=False)
-    assert not staging.lacks(chain)
+    assert not staging.misses(chain)
 
 
 class _Engine:
@@ -256,7 +256,7 @@ def test_the_code_s_layer_is_copied_out_of_a_container(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     staging.take(_saved_by_20(), CHAIN)
     staging.take(saving.topmost(engine, "minga:2"), chain)
-    assert not staging.lacks(chain)
+    assert not staging.misses(chain)
     assert engine.containers == 0
     attrs = {"Created": "now", "Config": {"Labels": {"minga.build": "2"}}}
     config = json.loads(image.next_config(CONFIG, chain, attrs))
@@ -271,7 +271,7 @@ def test_a_copy_that_is_no_layer_is_not_taken_for_one(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     staging.take(_saved_by_20(), CHAIN)
     staging.take(saving.topmost(_Engine(copied[512:]), "minga:2"), chain)
-    assert staging.lacks(chain)
+    assert staging.misses(chain)
 
 
 def test_pruning_keeps_the_layers_of_the_image(tmp_path: Path) -> None:
@@ -279,8 +279,8 @@ def test_pruning_keeps_the_layers_of_the_image(tmp_path: Path) -> None:
     staging.take(_saved_by_20(), CHAIN)
     folder = staging.parcel(CHAIN, CONFIG, "minga:1").folder
     staging.prune(CHAIN[:2])
-    assert not staging.lacks(CHAIN[:2])
-    assert staging.lacks(CHAIN)
+    assert not staging.misses(CHAIN[:2])
+    assert staging.misses(CHAIN)
     assert not folder.exists()
 
 

@@ -34,7 +34,7 @@ def _opened(path: Path, **more: Any) -> ImageData:
 
 
 def _pack(path: Path, out: Path, **more: Any) -> bool:
-    settings = {"tell": lambda done, total: None, **more}
+    settings = {"report": lambda done, total: None, **more}
     return pack(DataConfig(path=str(path)), out, **settings)
 
 
@@ -82,10 +82,10 @@ def test_a_half_has_so_few_shards_that_make_check_reads_the_note(
 
 def test_packing_again_is_free_until_a_file_changes(source: Path, tmp_path: Path) -> None:
     out, told = tmp_path / "out", []
-    assert _pack(source, out, tell=lambda done, total: told.append((done, total)))
+    assert _pack(source, out, report=lambda done, total: told.append((done, total)))
     assert told == [(done + 1, TRAIN + VAL) for done in range(TRAIN + VAL)]
     before = _contents(out)
-    assert not _pack(source, out, tell=None), "nothing is told as nothing is read"
+    assert not _pack(source, out, report=None), "nothing is told as nothing is read"
     assert _contents(out) == before
 
     changed = source / "train" / "dog" / "4.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,79 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert there.exists(), f"{page.name} links to {target}"
         if anchor:
             assert anchor in _headings(there), f"{page.name} links to {target}"
+
+
+def _targets(page: Path) -> set[Path]:
+    """Return the files of this project that a page links to."""
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text())
+    return {(page.parent / link).resolve() for link in links if "://" not in link}
+
+
+def _reached(start: Path, targets: Callable[[Path], set[Path]] = _targets) -> set[Path]:
+    """Return the pages that links lead to from ``start``, itself included."""
+    reached, ways = {start}, [start]
+    while ways:
+        for target in targets(ways.pop()):
+            if target.suffix == ".md" and target not in reached:
+                reached.add(target)
+                ways.append(target)
+    return reached
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    assert {page.name for page in set(PAGES) - _reached(ROOT / "README.md")} == set()
+
+
+def test_a_page_without_a_link_is_not_reached() -> None:
+    one, two, three = (Path(f"{name}.md") for name in ("one", "two", "three"))
+    links = {one: {two}, two: {one, Path("picture.png")}, three: {one}}
+    assert _reached(one, links.__getitem__) == {one, two}
+
+
+GUIDES = [ROOT / "docs" / name for name in ("lan.md", "guia-lan.md")]
+
+
+def _shape(page: str) -> list[str]:
+    """Return the order of headings (by level) and code blocks (by their commands) of a guide.
+
+    Comments and words that are translated on purpose do not count.
+    """
+    shape = []
+    for text, block in re.findall(r"^(#+) [^\n]*$|^```\n(.*?)^```$", page, flags=re.M | re.DOTALL):
+        if text:
+            shape.append(text)
+            continue
+        lines = [re.sub(r" +#.*| +\(.*", "", line) for line in block.splitlines()]
+        shape.append("\n".join(re.sub(r", last\.pth.*", "", line).strip() for line in lines))
+    return shape
+
+
+def test_both_guides_have_the_same_headings_and_code_blocks() -> None:
+    english, spanish = (_shape(guide.read_text()) for guide in GUIDES)
+    assert english == spanish
+    assert len(english) > 30
+
+
+def test_the_guides_rule_sees_a_missing_block_a_heading_and_another_command() -> None:
+    text = GUIDES[0].read_text()
+    blocks = re.findall(r"^```\n.*?^```\n", text, flags=re.MULTILINE | re.DOTALL)
+    for wrong in (
+        text.replace(blocks[3], "", 1),
+        text.replace("## 2. Check", "### 2. Check"),
+        text.replace("make collect\n```", "make purge\n```", 1),
+    ):
+        assert wrong != text
+        assert _shape(wrong) != _shape(text)
+
+
+def test_every_decision_has_a_date_a_status_and_alternatives() -> None:
+    for page in (ROOT / "docs" / "adr").glob("0*.md"):
+        text = page.read_text()
+        assert re.search(r"^\*20\d\d-\d\d-\d\d, (accepted|superseded).*\.\*$", text, flags=re.M), (
+            page
+        )
+        for part in ("Decision", "Reason", "Alternatives", "Measured"):
+            assert f"**{part}" in text, f"{page.name} has no {part}"
 
 
 def test_the_link_rule_sees_anchors() -> None:

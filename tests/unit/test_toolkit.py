@@ -286,7 +286,7 @@ def test_a_toolkit_that_somebody_else_uses_stays_as_a_whole(pc: Pc, how: str) ->
 def test_docker_that_cannot_be_told_keeps_the_toolkit_and_purge_says_so(pc: Pc) -> None:
     pc.add()
     (pc.added / "toolkit.sh").write_text("exit 1\n")
-    assert "kept NVIDIA's container toolkit: Docker cannot be told to forget it" in pc.purge()
+    assert "kept NVIDIA's container toolkit: Docker does not drop it" in pc.purge()
     assert len(pc.state["installed"]) == 5
 
 

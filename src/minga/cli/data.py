@@ -50,7 +50,7 @@ def digits(*, out: Path = Path("data/digits")) -> None:
     """
     from minga.data.digits import prepare_digits
 
-    _tell(prepare_digits(out))
+    _print(prepare_digits(out))
 
 
 @prepare.command
@@ -66,7 +66,7 @@ def generated(
     from minga.data.generated import generate
 
     generate(out, **asdict(options))
-    _tell(out)
+    _print(out)
 
 
 @app.command
@@ -81,8 +81,8 @@ def pack(folder: str, /, *, out: Path, val_path: str | None = None) -> None:
     from minga.data.packing import pack as write_pack
 
     with Counting("packing") as counting:
-        write_pack(DataConfig(path=folder, val_path=val_path), out, tell=counting)
-    _tell(out)
+        write_pack(DataConfig(path=folder, val_path=val_path), out, report=counting)
+    _print(out)
 
 
 @app.command
@@ -104,8 +104,8 @@ def verify(
 
     data = open_data(DataConfig(path=path, val_path=val_path, format=format))
     for name, value in data.facts.to_dict().items():
-        _tell(f"{name:16} {value}")
+        _print(f"{name:16} {value}")
 
 
-def _tell(text: object) -> None:
+def _print(text: object) -> None:
     results().print(str(text), markup=False, soft_wrap=True)

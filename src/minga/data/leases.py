@@ -1,7 +1,7 @@
 """Leases, and the samples of each. No torch and no files: the ps uses this too.
 
 Everything random here is keyed by work (seed, epoch, position), never by worker, so a lease
-means the same samples whoever holds it.
+means the same samples for every worker.
 """
 
 from __future__ import annotations

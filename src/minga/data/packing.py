@@ -31,7 +31,7 @@ _MOST_SHARDS = 500
 _BESIDES_BYTES = 2500
 """Bytes of a sample in a shard apart from its image: two headers, its class, two paddings."""
 
-Tell = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 """Called with the number of packed samples and the total."""
 
 
@@ -93,7 +93,12 @@ def is_pack(folder: Path, digest: str = "") -> bool:
 
 
 def pack(
-    config: DataConfig, out: Path, *, tree: Tree | None = None, replace: bool = False, tell: Tell
+    config: DataConfig,
+    out: Path,
+    *,
+    tree: Tree | None = None,
+    replace: bool = False,
+    report: Report,
 ) -> bool:
     """Write a data set as a pack, in the same order; return whether anything was written.
 
@@ -104,7 +109,7 @@ def pack(
         out: the pack's folder.
         tree: result of :func:`look_at` for these folders, if known.
         replace: whether to replace a pack of other files.
-        tell: called with the progress.
+        report: callback, called with the progress.
 
     Raises:
         UsageError: ``folder-in-use``: something else is in ``out``.
@@ -125,7 +130,7 @@ def pack(
     _require_room(out.parent, tree.image_bytes + _BESIDES_BYTES * tree.images)
     part = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".part", dir=out.parent))
     try:
-        _write(data, part / "new", tell)
+        _write(data, part / "new", report)
         note = {"digest": tree.digest, **data.facts.to_dict()}
         (part / "new" / NOTE).write_text(json.dumps(note, indent=1) + "\n")
         if out.exists():
@@ -156,25 +161,25 @@ def _files(folder: Path) -> Iterator[str]:
 class _Counted:
     """A source that reports how many of its images were read."""
 
-    def __init__(self, source: Source, tell: Callable[[], None]) -> None:
+    def __init__(self, source: Source, report: Callable[[], None]) -> None:
         self.labels: Labels = source.labels
         self.name = source.name
         self._source = source
-        self._tell = tell
+        self._report = report
 
     def encoded(self, index: int) -> bytes:
-        self._tell()
+        self._report()
         return self._source.encoded(index)
 
 
-def _write(data: ImageData, folder: Path, tell: Tell) -> None:
+def _write(data: ImageData, folder: Path, report: Report) -> None:
     """Write both halves."""
     done, total = 0, len(data.train) + len(data.val)
 
     def count() -> None:
         nonlocal done
         done += 1
-        tell(done, total)
+        report(done, total)
 
     for half, split in (("train", data.train), ("val", data.val)):
         split.source = _Counted(split.source, count)

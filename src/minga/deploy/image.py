@@ -208,7 +208,7 @@ def _build(client: Any, tag: str, own: Mapping[str, str]) -> None:
 def _is_staged(variant: str, image: Image) -> bool:
     note = STAGED / variant / CURRENT
     known = json.loads(note.read_text()) if note.exists() else None
-    return known == asdict(image) and not Staging(STAGED).lacks(image.layers)
+    return known == asdict(image) and not Staging(STAGED).misses(image.layers)
 
 
 def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) -> None:
@@ -219,10 +219,10 @@ def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) ->
     note.unlink(missing_ok=True)
     started_s = time.monotonic()
     before = kept.read_bytes() if kept.exists() else None
-    if before and len(chain(before)) == len(image.layers) and not staging.lacks(image.layers[:-1]):
+    if before and len(chain(before)) == len(image.layers) and not staging.misses(image.layers[:-1]):
         with contextlib.suppress(DockerException):
             staging.take(topmost(client, image.tag), image.layers)
-    if before is None or staging.lacks(image.layers):
+    if before is None or staging.misses(image.layers):
         talk().print("Staging the layers (torch's takes a minute, once)")
         config = _take_all(staging, client, image)
     else:
@@ -235,9 +235,9 @@ def _stage(client: Any, variant: str, image: Image, attrs: Mapping[str, Any]) ->
 def _take_all(staging: Staging, client: Any, image: Image) -> bytes:
     """Stage what ``docker save`` writes; return the image's configuration."""
     small = staging.take(saved(client, image.tag), image.layers)
-    if staging.lacks(image.layers):
+    if staging.misses(image.layers):
         small = staging.take(saved(client, image.tag), image.layers, skip_staged=False)
-    if staging.lacks(image.layers):
+    if staging.misses(image.layers):
         raise RunFailed(
             f"docker save {image.tag} does not contain the layers that docker inspect lists",
             code="image-save",

@@ -85,7 +85,7 @@ def _pack(config: DataConfig, folders: list[Path], out: Path) -> None:
             shutil.rmtree(out.rename(out.with_name(f"{out.name}.old.part")))
         return
     with Counting(f"packing {out.name}") as counting:
-        if pack(config, out, tree=tree, replace=True, tell=counting):
+        if pack(config, out, tree=tree, replace=True, report=counting):
             said = f"packed {tree.images:,} images into {out}"
             talk().print(said, markup=False, soft_wrap=True)
 

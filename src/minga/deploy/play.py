@@ -126,7 +126,7 @@ def _playbook(words: Sequence[str], env: Mapping[str, str], *, quiet: bool = Fal
     with subprocess.Popen(
         [str(program), *words], env={**os.environ, **settings, **env}, stdout=out, stderr=out
     ) as process:
-        return Watch(process.pid, lambda: _names(words), _tell).wait(process)
+        return Watch(process.pid, lambda: _names(words), _print).wait(process)
 
 
 def _names(words: Sequence[str]) -> Mapping[str, str]:
@@ -134,7 +134,7 @@ def _names(words: Sequence[str]) -> Mapping[str, str]:
     return names_by_address(hosts_of(Path(words[words.index("--inventory") + 1])))
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     talk().print(line, markup=False, soft_wrap=True)
 
 

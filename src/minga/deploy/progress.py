@@ -92,7 +92,7 @@ class Watch:
     Args:
         pid: of their parent process.
         names: returns the PCs' names by address; called once, at the first report.
-        tell: called with each line.
+        report: callback, called with each line.
         every_s: seconds between two lines about one transfer, and before its first.
     """
 
@@ -100,15 +100,15 @@ class Watch:
         self,
         pid: int,
         names: Callable[[], Mapping[str, str]],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         every_s: float = EVERY_S,
     ) -> None:
         self._pid = pid
         self._ask_names = names
         self._names: Mapping[str, str] | None = None
-        self._tell = tell
+        self._report = report
         self._every_s = every_s
-        self._told: dict[psutil.Process, Sample] = {}
+        self._reported: dict[psutil.Process, Sample] = {}
         self._total_bytes: dict[str, int] = {}
 
     def wait(self, process: subprocess.Popen[bytes], look_s: float = LOOK_S) -> int:
@@ -126,15 +126,15 @@ class Watch:
     def look(self) -> None:
         """Report the transfers that are due."""
         now_s = time.monotonic()
-        told: dict[psutil.Process, Sample] = {}  # those that have ended are removed
+        reported: dict[psutil.Process, Sample] = {}  # those that have ended are removed
         for each, transfer in self._sending():
             with contextlib.suppress(psutil.Error, AttributeError):  # just ended, or not Linux
                 now = Sample(now_s, int(each.io_counters().read_chars))
-                told[each] = self._told.get(each, now)
-                if now_s - told[each].at_s >= self._every_s:
-                    self._tell(self._line(transfer, told[each], now))
-                    told[each] = now
-        self._told = told
+                reported[each] = self._reported.get(each, now)
+                if now_s - reported[each].at_s >= self._every_s:
+                    self._report(self._line(transfer, reported[each], now))
+                    reported[each] = now
+        self._reported = reported
 
     def _sending(self) -> Iterator[tuple[psutil.Process, Transfer]]:
         """Yield the senders; the receiver of a local transfer is an rsync below its sender."""

@@ -50,7 +50,7 @@ class Staging:
         for each in (self._layers, self._parcels):
             each.mkdir(parents=True, exist_ok=True)
 
-    def lacks(self, layers: Iterable[str]) -> bool:
+    def misses(self, layers: Iterable[str]) -> bool:
         """Return whether one of these layers is not staged."""
         return any(self._piece(layer) is None for layer in layers)
 
@@ -134,7 +134,7 @@ class Staging:
 
     def _there(self, layer: str) -> Path:
         piece = self._piece(layer)
-        assert piece is not None, "asked before with lacks()"
+        assert piece is not None, "checked before with misses()"
         return piece
 
     def _piece(self, layer: str) -> Path | None:

@@ -129,7 +129,7 @@ class Bookkeeper:
             case "drifted":
                 return self._refused(handle, "reference drifted", 0, asked["message"])
             case "lost" | "stranger" as kind:
-                self._tell(kind, member, asked)
+                self._log_loss(kind, member, asked)
             case other:
                 raise ValueError(f"a session asked {other!r}")
         return {}
@@ -372,7 +372,7 @@ class Bookkeeper:
             stop=message["stop"],
         )
 
-    def _tell(self, kind: str, member: Member, asked: Message) -> None:
+    def _log_loss(self, kind: str, member: Member, asked: Message) -> None:
         facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}
         if kind == "lost" and member.state == LEFT:
             return  # it has left before

@@ -89,7 +89,7 @@ async def _serve(
         state.folder.path / "tb", _counted(state.resumed) if state.resumed else None
     )
     state.events.subscribe(board)
-    state.events.subscribe(lambda event: _tell(event, console))
+    state.events.subscribe(lambda event: _show_event(event, console))
     state.events.write("run_start", port=port, world_size=world_size, resumed=bool(state.resumed))
     _invite(console, state, identity, options, port)
     with Progress(console) as progress:
@@ -122,7 +122,7 @@ def _invite(
     console.say("Parameter Server is running...")
 
 
-def _tell(event: dict[str, Any], console: Console) -> None:
+def _show_event(event: dict[str, Any], console: Console) -> None:
     """Print the events that matter to a person."""
     kind = event["kind"]
     if kind in _QUIET:

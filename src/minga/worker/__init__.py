@@ -1,1 +1,1 @@
-"""A worker: trains on leases, exchanges updates with the ps, comes back by itself."""
+"""The worker: trains on leases, exchanges updates with the ps, rejoins after failures."""

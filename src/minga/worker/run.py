@@ -185,7 +185,7 @@ class Worker:
         if options.world_size is not None and options.world_size != terms["world_size"]:
             self._console.warn(
                 f"WORLD_SIZE={options.world_size} here, {terms['world_size']} at the ps: "
-                "it only tells the ps how many to expect"
+                "it only sets how many the ps expects"
             )
 
     def _prepare(self) -> None:

@@ -182,7 +182,7 @@ def shutting(ruleset):
 
 
 def may_drop(rule):
-    """Tell whether a rule shuts somebody out."""
+    """Return whether a rule blocks a client."""
     return any(word in each for each in rule.get("expr", ()) for word in ("drop", "reject"))
 
 
@@ -220,7 +220,7 @@ def summary(folder):
 
 
 def holder(port):
-    """Return the process that listens on a port, None if nobody does."""
+    """Return the process that listens on a port, or None."""
     inodes = listening_inodes(port)
     if not inodes:
         return None

@@ -113,9 +113,9 @@ merge() {
   if [ -s "$work/before" ]; then cp "$work/before" "$work/after"; else echo '{}' >"$work/after"; fi
   nvidia-ctk runtime configure --runtime=docker --config="$work/after" >"$work/words" 2>&1 ||
     cannot 5 "nvidia-ctk: $(said)"
-  told=$(edit merged "$work/before" "$work/after" 2>&1) || cannot 5 "$settings would not be as it should: $told"
+  reason=$(edit merged "$work/before" "$work/after" 2>&1) || cannot 5 "$settings would become invalid: $reason"
   if dockerd --help 2>/dev/null | grep -q -e --validate; then # since Docker 23
-    told=$(dockerd --validate --config-file="$work/after" 2>&1) || cannot 5 "$settings would not do: $told"
+    reason=$(dockerd --validate --config-file="$work/after" 2>&1) || cannot 5 "$settings would not do: $reason"
   fi
   rm -f "$added/daemon.json" "$added/daemon.none"
   if [ -e "$settings" ]; then
@@ -134,8 +134,8 @@ tell_docker() {
   if tr '\0' '\n' <"/proc/$pid/cmdline" | grep -q -e '^--config-file'; then
     cannot 5 "its dockerd reads another file than $settings"
   fi
-  told=$(edit has "$settings" 2>&1) && status=0 || status=$?
-  if [ -e "$settings" ] && [ "$status" -eq 1 ]; then cannot 5 "$told"; fi
+  reason=$(edit has "$settings" 2>&1) && status=0 || status=$?
+  if [ -e "$settings" ] && [ "$status" -eq 1 ]; then cannot 5 "$reason"; fi
   if [ "$status" -ne 0 ]; then merge; fi # else it is merged already, and Docker has not read it yet
   if reload knows; then return; fi
   if [ -n "$(docker container ls -q || echo unknown)" ]; then
@@ -278,11 +278,11 @@ forget() {
     : >"$work/before"
   elif cmp -s "$settings" "$added/daemon.left"; then
     if [ -e "$added/daemon.json" ]; then cp "$added/daemon.json" "$work/before"; else : >"$work/before"; fi
-  elif told=$(edit has "$settings" 2>&1); then
+  elif reason=$(edit has "$settings" 2>&1); then
     edit without "$settings" >"$work/left"
     cp "$work/left" "$work/before"
   else
-    if [ -n "$told" ]; then echo "kept $told"; fi
+    if [ -n "$reason" ]; then echo "kept $reason"; fi
     return 0
   fi
   if knows; then # a reload ignores missing keys: write an empty one first, then the rest

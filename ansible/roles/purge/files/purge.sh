@@ -84,7 +84,7 @@ if [ -e "$added/toolkit.sh" ]; then
   case $? in
     0) if [ -e "$added/toolkit" ]; then remove "$added/toolkit"; fi ;;
     3) ;; # kept, as it said
-    *) echo "kept NVIDIA's container toolkit: Docker cannot be told to forget it" ;;
+    *) echo "kept NVIDIA's container toolkit: Docker does not drop it" ;;
   esac
 fi
 
