@@ -25,6 +25,9 @@ _LIMIT_S = 300.0
 _SHOW_S = 2.0
 _LOOK_S = 0.25
 _END_S = 30.0
+_ENDED_BY = 128
+"""Added to a signal's number it is the exit status, as in a shell."""
+_CHILD = "minga.child"
 _SETTINGS = {
     "model.name": "small-cnn",
     "data.augment": "none",
@@ -68,7 +71,7 @@ def run_demo(options: DemoOptions) -> int:
         *flags,
     ]
     console.say(f"A ps and {options.workers} workers on this PC, run {run_id}")
-    with contextlib.ExitStack() as stack:
+    with _signals_end_it(), contextlib.ExitStack() as stack:
         processes = {"ps": stack.enter_context(_process("ps", ps, folder, environment))}
         for rank in range(1, options.workers + 1):
             name = f"worker{rank}"
@@ -120,10 +123,14 @@ def _conclude(folder: Path) -> int:
 def _process(
     name: str, arguments: list[str], folder: Path, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ``minga ...`` with its own log; kill what is left of it at the end."""
+    """Start ``minga ...`` with its own log; kill what is left of it at the end.
+
+    The child ends when its stdin closes, even if this process is killed: see :mod:`minga.child`.
+    """
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "minga", *arguments],
+            [sys.executable, "-m", _CHILD, *arguments],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -135,6 +142,26 @@ def _process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert process.stdin is not None, "a pipe was asked for"
+        process.stdin.close()
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit with a shell's status, so that clean-up runs."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(_ENDED_BY + number)
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number, handler in found.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
 
 
 def _failed(folder: Path, name: str, what: str) -> RunFailed:

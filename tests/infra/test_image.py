@@ -26,7 +26,7 @@ pytest.importorskip("docker.errors", reason="make lint installs it")
 import zstandard
 from docker import errors
 
-from minga.deploy import image, saving
+from minga.deploy import docker_save, image
 from minga.deploy.inventory import hosts_of
 from minga.deploy.layers import missing_layers, shared_prefix
 from minga.deploy.staging import Staging
@@ -255,7 +255,7 @@ def test_the_code_s_layer_is_copied_out_of_a_container(tmp_path: Path) -> None:
     chain, engine = [*CHAIN[:2], _digest(layer)], _Engine(copied)
     staging = Staging(tmp_path)
     staging.take(_saved_by_20(), CHAIN)
-    staging.take(saving.topmost(engine, "minga:2"), chain)
+    staging.take(docker_save.topmost(engine, "minga:2"), chain)
     assert not staging.misses(chain)
     assert engine.containers == 0
     attrs = {"Created": "now", "Config": {"Labels": {"minga.build": "2"}}}
@@ -270,7 +270,7 @@ def test_a_copy_that_is_no_layer_is_not_taken_for_one(tmp_path: Path) -> None:
     chain = [*CHAIN[:2], _digest(layer)]
     staging = Staging(tmp_path)
     staging.take(_saved_by_20(), CHAIN)
-    staging.take(saving.topmost(_Engine(copied[512:]), "minga:2"), chain)
+    staging.take(docker_save.topmost(_Engine(copied[512:]), "minga:2"), chain)
     assert staging.misses(chain)
 
 
@@ -390,7 +390,7 @@ def test_the_image_gets_the_pins_of_what_runs_and_of_nothing_else() -> None:
 
 def test_the_engines_stream_reads_as_a_file() -> None:
     chunks = iter([b"abc", b"", b"defgh"])
-    assert io.BufferedReader(saving.Chunks(chunks), 4).read() == b"abcdefgh"
+    assert io.BufferedReader(docker_save.Chunks(chunks), 4).read() == b"abcdefgh"
 
 
 def test_the_tools_do_not_import_torch() -> None:

@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"ps"},
     "demo": {"console", "data", "errors", "observe", "settings", "transport"},
     "__main__": {"cli"},
+    "child": {"cli"},
 }
 """What each package, and each module beside them, may import of minga; `cli` all of it."""
 

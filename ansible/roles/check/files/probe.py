@@ -284,7 +284,7 @@ def keeper(pid, name, port):
 
 
 def listen(asked):
-    """Listen on the port for the others, from a process of its own that ends by itself."""
+    """Listen on the port for the other PCs, in a separate process with a time limit."""
     try:
         server = listener(asked["port"])
     except OSError as error:

@@ -1,0 +1,34 @@
+"""``python -m minga.child ...``: a minga command that ends when its parent does.
+
+The parent starts it with a pipe as stdin, in a session of its own, and writes nothing. When the
+parent ends, however it ends, the kernel closes the pipe, and this process is killed along with
+all that it started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from minga.cli import main
+
+_STDIN = 0
+
+
+def run() -> int:
+    """Run the command of this process; return its exit status."""
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    return main()
+
+
+def _end_with_parent() -> None:
+    while os.read(_STDIN, 1024):
+        pass
+    alone = os.getpgrp() != os.getpid()  # the group is somebody else's
+    os.kill(os.getpid() if alone else 0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
