@@ -1,4 +1,4 @@
-"""Fail the build if the slimmed stack cannot do what minga needs, on a PC without a GPU."""
+"""Fail the build if the slimmed stack misses something that minga needs, on a PC without a GPU."""
 
 import importlib
 import sys
@@ -28,7 +28,7 @@ for module in MODULES:
     importlib.import_module(module)
 
 cuda = torch.version.cuda or "none"
-assert cuda == sys.argv[1], f"torch carries CUDA {cuda}, the Dockerfile's ARG CUDA says otherwise"
+assert cuda == sys.argv[1], f"torch has CUDA {cuda}, the Dockerfile's ARG CUDA says otherwise"
 layer = torch.nn.Conv2d(3, 8, 3)
 layer(torch.randn(2, 3, 8, 8)).square().mean().backward()
 torch.linalg.svd(torch.randn(8, 8))

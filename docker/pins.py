@@ -1,4 +1,4 @@
-"""Print what the image installs: the run-time dependencies, each at its tested version."""
+"""Print the image's requirements: the runtime dependencies at their tested versions."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def pins(project: str, constraints: str) -> list[str]:
-    """Return the constraints' lines of the project's own dependencies, extras left out."""
+    """Return the constraints of the project's own dependencies, without extras."""
     lines = tomllib.loads(project)["project"]["dependencies"]
     names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     exact = [line for line in constraints.splitlines() if "==" in line]

@@ -1,7 +1,7 @@
-"""Share a folder's files out over parts of one size, each a layer of the image.
+"""Split a folder's files into parts of equal size, each a layer of the image.
 
-A PC unpacks one while the next is still on its way. Large files first: what comes last is the
-only part that is waited for.
+A PC unpacks one while the next is being sent. Large files first: after the transfer, only the
+last part remains.
 """
 
 from __future__ import annotations

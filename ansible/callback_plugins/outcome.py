@@ -1,4 +1,4 @@
-"""Notes how a playbook ended on each PC, as JSON in the file that MINGA_OUTCOME names."""
+"""Writes a playbook's outcome on each PC as JSON, to the file in MINGA_OUTCOME."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = """
 name: outcome
 type: notification
-short_description: notes how a playbook ended on each PC
+short_description: writes a playbook's outcome on each PC
 description: For minga.deploy.play, which shows it as a table.
 requirements: [none]
 """
 
 _GROUPS = ("ps", "workers")
 _REFUSING = ("inventory", "lock", "uncollected")
-"""Roles that fail before anything is done on any PC; it is not the PC's failure."""
+"""Roles that fail before any PC is changed; not a failure of the PC."""
 
 
 class CallbackModule(CallbackBase):
-    """One reason per PC: the first thing that went wrong there and was not put right."""
+    """One reason per PC: its first failure that no rescue fixed."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "notification"
@@ -41,19 +41,19 @@ class CallbackModule(CallbackBase):
         self._locked = False
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Remember the inventory's PCs that LIMIT leaves."""
+        """Store the inventory's PCs that LIMIT selects."""
         inventory = play.get_variable_manager()._inventory
         groups = [name for name in _GROUPS if name in inventory.groups]
         found = inventory.get_hosts(":".join(groups), ignore_restrictions=True) if groups else []
         self._pcs = [host.name for host in found]
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Note why a PC does not answer, also where the playbook ignores it."""
+        """Store why a PC does not answer, even if the playbook ignores it."""
         if self._ask(result):
             self._unreachable.setdefault(result.host.name, reason(result.result))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Note why a task failed; only the end shows whether a rescue fixed it."""
+        """Store why a task failed; only the end shows whether a rescue fixed it."""
         if ignore_errors:
             return
         if self._ask(result):
@@ -62,14 +62,14 @@ class CallbackModule(CallbackBase):
             self._refused = {"by": _role(result), "reason": reason(result.result)}
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Note that the turn was asked for: it is to be given back."""
+        """Store that the lock was requested: it must be released."""
         self._ask(result)
         if not self._locked and _role(result) == "lock" and "shell" in result.task.action:
             self._locked = True
             self._write({})  # now: after Ctrl-C there is no later callback
 
     def v2_runner_on_skipped(self, result: Any) -> None:
-        """Note that there was nothing to do."""
+        """Store that there was nothing to do."""
         self._ask(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
@@ -103,7 +103,7 @@ def _role(result: Any) -> str:
 
 
 def reason(result: dict[str, Any]) -> str:
-    """Return in words why a task failed; of a loop, the first item's reason."""
+    """Return why a task failed; for a loop, the first item's reason."""
     for item in result.get("results", []):
         if isinstance(item, dict) and (item.get("failed") or item.get("unreachable")):
             return reason(item)

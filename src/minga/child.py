@@ -1,8 +1,8 @@
 """``python -m minga.child ...``: a minga command that ends when its parent does.
 
-The parent starts it with a pipe as stdin, in a session of its own, and writes nothing. When the
-parent ends, however it ends, the kernel closes the pipe, and this process is killed along with
-all that it started.
+The parent starts it with a pipe as stdin, in a new session, and writes nothing. When the
+parent ends, for whatever reason, the kernel closes the pipe, and this process is killed with
+its whole process group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run() -> int:
 def _end_with_parent() -> None:
     while os.read(_STDIN, 1024):
         pass
-    alone = os.getpgrp() != os.getpid()  # the group is somebody else's
+    alone = os.getpgrp() != os.getpid()  # another process leads the group
     os.kill(os.getpid() if alone else 0, signal.SIGKILL)
 
 

@@ -36,7 +36,7 @@ PROCESSES = 3 + 1 + 2
 
 
 class Demo:
-    """A demo in mid-run, and all that it started."""
+    """A demo in mid-run, and its whole process group."""
 
     def __init__(self, folder: Path, entry: tuple[str, ...]) -> None:
         self.process = subprocess.Popen(

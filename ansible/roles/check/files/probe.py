@@ -1,7 +1,7 @@
-"""What `make check` asks of a PC, by its own Python: `python3 - facts|listen|dial|summary JSON`.
+"""The probe of `make check` on a PC, run by its own Python: `python3 - facts|listen|dial|summary JSON`.
 
-Reads and measures; writes no file. The answer is one line of JSON on stdout. Python 3.8 and nothing
-beside it: the PC may have nothing else.
+Reads and measures; writes no file. The answer is one line of JSON on stdout. Needs Python 3.8 only:
+the PC may have no packages.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ DISPLAY = "0x03"
 
 
 def run(*words):
-    """Run a command; return its exit status, its output, and its last words if it fails."""
+    """Run a command; return its exit status, its output, and its last line if it fails."""
     try:
         ended = subprocess.run(
             words,
@@ -62,7 +62,7 @@ def text_of(path):
 
 
 def facts(asked):
-    """Return all that is asked of a PC."""
+    """Return the facts of a PC."""
     docker = docker_facts()
     return {
         "late_s": time.time() - asked["sent_s"],
@@ -94,7 +94,7 @@ def system():
 
 
 def docker_facts():
-    """Return what the engine says, or its last words; and the layers of minga's images."""
+    """Return the engine's answer, or its last line; and the layers of minga's images."""
     found = {"there": shutil.which("dockerd") is not None, "version": "", "error": "", "folder": ""}
     found.update(runtimes=[], images=[], compose="", compose_file="")
     _, said, found["error"] = run("docker", "info", "--format", "{{json .}}")
@@ -127,7 +127,7 @@ def image_layers():
 
 
 def gpu_facts():
-    """Return NVIDIA's functions on the PCI bus, and what its driver says of them."""
+    """Return NVIDIA's functions on the PCI bus, and the driver's answer about them."""
     bus, devices = 0, "/sys/bus/pci/devices"
     for name in os.listdir(devices) if os.path.isdir(devices) else ():
         of = os.path.join(devices, name)
@@ -146,7 +146,7 @@ def gpu_facts():
 
 
 def disk(folder):
-    """Return what is free where a folder is or would be, and which file system that is."""
+    """Return the free space of the file system of an existing or future folder, and that file system."""
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     return {
@@ -157,7 +157,7 @@ def disk(folder):
 
 
 def firewall():
-    """Return the name of the owner's firewall if it is on; asked without starting anything."""
+    """Return the name of the owner's firewall if it is active; starts no service."""
     if re.search(r"^ENABLED=yes", text_of("/etc/ufw/ufw.conf"), re.M):
         return "ufw"
     if run("systemctl", "is-active", "firewalld.service")[0] == 0:
@@ -167,7 +167,7 @@ def firewall():
 
 
 def shutting(ruleset):
-    """Return whose input chains may drop: nftables, where deploy can open them, or iptables."""
+    """Return the kind of input chains that may drop: nftables, which deploy can open, or iptables."""
     rules = [each["rule"] for each in ruleset if "rule" in each]
     drops = {(rule["family"], rule["table"]) for rule in rules if may_drop(rule)}
     found = set()
@@ -187,7 +187,7 @@ def may_drop(rule):
 
 
 def guard():
-    """Return whom minga's own table lets in; None where deploy has not written it yet."""
+    """Return the addresses that minga's own table accepts; None before the first deploy."""
     rc, said, _ = run("nft", "list", "table", "inet", "minga")
     if rc != 0:
         return None
@@ -247,7 +247,7 @@ def listening_inodes(port):
 
 
 def open_files(pid):
-    """Yield what a process has open; nothing for one that is gone or somebody else's."""
+    """Yield the open files of a process; nothing if it is gone or not readable."""
     folder = f"/proc/{pid}/fd"
     try:
         names = os.listdir(folder)
@@ -261,7 +261,7 @@ def open_files(pid):
 
 
 def keeper(pid, name, port):
-    """Return the container or the system's service that a process belongs to, if any."""
+    """Return the container or the system service of a process, if any."""
     groups = text_of(f"/proc/{pid}/cgroup")
     container = re.search(r"[0-9a-f]{64}", groups)
     words, form = (), "{{.Names}}"
@@ -308,7 +308,7 @@ def listen(asked):
 
 
 def listener(port):
-    """Return a listening socket for v4 and v6, or for v4 alone where there is no v6."""
+    """Return a listening socket for v4 and v6, or for v4 alone without v6."""
     if socket.has_ipv6:
         try:
             server = socket.socket(socket.AF_INET6)
@@ -328,7 +328,7 @@ def listener(port):
 
 
 def serve(server, nonce):
-    """Greet each visitor in turn, and tell how fast its bytes came; one measures at a time."""
+    """Greet each client in turn, and report the rate of its bytes; one measures at a time."""
     while True:
         peer, _ = server.accept()
         with peer:
@@ -342,7 +342,7 @@ def serve(server, nonce):
 
 
 def receive(peer):
-    """Count what comes until the peer has said all, for some seconds at most."""
+    """Count the received bytes until the peer ends, at most some seconds."""
     received, started_s, now_s = 0, 0.0, 0.0
     while chunk := peer.recv(1 << 18):
         now_s = time.monotonic()
@@ -354,7 +354,7 @@ def receive(peer):
 
 
 def dial(asked):
-    """Connect to the ps as a worker would; send it some megabytes if it is our listener."""
+    """Connect to the ps like a worker; send some megabytes to minga's listener."""
     found = {"state": "open", "error": "", "received_bytes": 0, "received_s": 0.0}
     try:
         peer = socket.create_connection((asked["address"], asked["port"]), timeout=CONNECT_S)
@@ -372,7 +372,7 @@ def dial(asked):
 
 
 def measure(peer, asked, found):
-    """Wait for our turn, then send for a second."""
+    """Wait for this PC's turn, then send for a second."""
     peer.settimeout(asked["limit_s"])
     nonce = asked["nonce"].encode()
     if read(peer, len(nonce)) != nonce:
@@ -387,7 +387,7 @@ def measure(peer, asked, found):
 
 
 def read(peer, count):
-    """Return what comes until the count or the end."""
+    """Receive until the count or the end."""
     content = b""
     while len(content) < count and (chunk := peer.recv(count - len(content))):
         content += chunk

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Lets minga's peers through the owner's own nftables rules, on the ps's PC.
+"""Opens the owner's nftables rules to minga's peers, on the ps's PC.
 
     firewall.py open|check|close PORT PEER ...
 
-An accept in our own table does not save a packet from a later chain that drops it, so each of the
-owner's input chains that may drop gets one rule of ours in front, with the comment "minga". It is
-not written to the owner's files: minga-firewall.service puts it in after they were loaded.
-``check`` ends with 1 where ``open`` would change something.
+An accept in minga's table does not save a packet from a later chain that drops it, so each of the
+owner's input chains that may drop gets one rule in front, with the comment "minga". It is
+not written to the owner's files: minga-firewall.service inserts it after they are loaded.
+``check`` exits with 1 if ``open`` would change something.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def owners_chains(ruleset: list[Rule]) -> list[tuple[str, str, str]]:
 
 
 def wanted(ruleset: list[Rule], port: int, peers: list[str]) -> list[tuple[str, str, str, str]]:
-    """Return the rules that must be there: chain, and what it matches."""
+    """Return the required rules: chain, and match."""
     by_version = {
         "ip": sorted(peer for peer in peers if ":" not in peer),
         "ip6": sorted(peer for peer in peers if ":" in peer),
@@ -56,7 +56,7 @@ def wanted(ruleset: list[Rule], port: int, peers: list[str]) -> list[tuple[str, 
 
 
 def ours(ruleset: list[Rule]) -> list[Rule]:
-    """Return the rules that an earlier call has put in."""
+    """Return the rules of an earlier call."""
     rules = _all(ruleset, "rule")
     return [
         rule
@@ -66,9 +66,9 @@ def ours(ruleset: list[Rule]) -> list[Rule]:
 
 
 def script(ruleset: list[Rule], port: int, peers: list[str]) -> str:
-    """Return what nft is to do: all or nothing. Empty where all is as it must be."""
+    """Return the commands for nft, one transaction; empty if all rules are in place."""
     needed, there = wanted(ruleset, port, peers), ours(ruleset)
-    # The comment says what the rule matches: comparing nft's own words would depend on its version.
+    # The comment identifies the match: comparing nft's output would depend on its version.
     have = sorted((r["family"], r["table"], r["chain"], r["comment"]) for r in there)
     if have == sorted((*chain, f"{TAG}:{_digest(what)}") for *chain, what in needed):
         return ""
@@ -87,7 +87,7 @@ def _shuts(rule: Rule) -> bool:
 
 
 def _digest(what: str) -> str:
-    """Return a short name of a rule's words that stays the same: comments hold 128 bytes."""
+    """Return a short, stable name of a rule's match: comments hold 128 bytes."""
     number = 0
     for byte in what.encode():
         number = (number * 257 + byte) % (1 << 61)

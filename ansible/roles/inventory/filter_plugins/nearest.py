@@ -1,4 +1,4 @@
-"""Jinja filter ``nearest``: the known name that a misspelled one most likely stands for."""
+"""Jinja filter ``nearest``: the known name closest to a misspelled one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """The class that Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., str]]:
         """Return the filters by name."""
