@@ -1,4 +1,4 @@
-"""The probe of `make check` on a PC, run by its own Python: `python3 - facts|listen|dial|summary JSON`.
+"""The probe of `make check`, run by a PC's own Python: `python3 - facts|listen|dial|summary JSON`.
 
 Reads and measures; writes no file. The answer is one line of JSON on stdout. Needs Python 3.8 only:
 the PC may have no packages.
@@ -146,7 +146,7 @@ def gpu_facts():
 
 
 def disk(folder):
-    """Return the free space of the file system of an existing or future folder, and that file system."""
+    """Return the free space for an existing or future folder, and its file system."""
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     return {
@@ -167,7 +167,7 @@ def firewall():
 
 
 def shutting(ruleset):
-    """Return the kind of input chains that may drop: nftables, which deploy can open, or iptables."""
+    """Return which input chains may drop: nftables, which deploy can open, or iptables."""
     rules = [each["rule"] for each in ruleset if "rule" in each]
     drops = {(rule["family"], rule["table"]) for rule in rules if may_drop(rule)}
     found = set()
