@@ -45,7 +45,7 @@ class Deployment:
 
     def __init__(self, folder: Path, lan: VirtualLan, control: ControlDocker) -> None:
         self.folder = copy_project(folder / "minga")
-        self.lan = lan
+        self.lan, self.ps = lan, lan.ps
         staged = control.data.parent / "staged"
         staged.mkdir(exist_ok=True)
         (self.folder / "build").mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ class Deployment:
     @property
     def run_id(self) -> str:
         """The run that the ps was last told."""
-        text = self.lan.ps.file("/opt/minga/run.env").read_text()
+        text = self.ps.file("/opt/minga/run.env").read_text()
         found = re.search(r"^MINGA_RUN_ID=(\S+)$", text, flags=re.MULTILINE)
         assert found, "make train names a run"
         return found[1]
@@ -132,7 +132,7 @@ class Deployment:
     @property
     def run(self) -> Path:
         """The run's folder on the ps's disk."""
-        return self.lan.ps.file(f"/opt/minga/var/runs/{self.run_id}")
+        return self.ps.file(f"/opt/minga/var/runs/{self.run_id}")
 
     def events(self, kind: str) -> list[Event]:
         """Return the run's events of one kind so far."""

@@ -67,7 +67,7 @@ def _take_the_dns_away(pc: VirtualPc) -> None:
     pc.sudo("umount /etc/resolv.conf; echo nameserver 10.77.0.98 > /etc/resolv.conf")
 
 
-def _inventory(lan: VirtualLan) -> str:
+def _inventory(lan: VirtualLan, ps: str = "pc1") -> str:
     other = f"ansible_user={LOGIN} ansible_port={SSH_PORT} ansible_become_password='{PASSWORD}'"
     own = {"pc4": other, "pc3": "batch_size=8", "pc5": "workers_per_host=2"}
     lines = [
@@ -81,7 +81,8 @@ def _inventory(lan: VirtualLan) -> str:
         f"ansible_ssh_common_args={known}",
         "minga_threads=1",
     ]
-    return "\n".join(["[ps]", lines[0], "[workers]", *lines, "[all:vars]", *settings]) + "\n"
+    leads = next(line for line in lines if line.startswith(f"{ps} "))
+    return "\n".join(["[ps]", leads, "[workers]", *lines, "[all:vars]", *settings]) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -261,17 +262,32 @@ def test_all_pcs_off_and_on_again_resume(project: Deployment, lan: VirtualLan) -
     everybody_pushes(project)
 
 
-def test_stop_and_collect_take_what_is_there(project: Deployment, lan: VirtualLan) -> None:
-    refused = project.make("purge", expected=2)
-    assert "make stop collect" in refused
-    assert "Error 5" in refused
-    assert (project.run / "events.jsonl").exists(), "nothing is taken"
+def test_stop_and_collect_find_the_run_of_a_ps_that_was_moved(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    """In mid-run, to pc3: the old ps runs on where a worker is today, and purge sees its run."""
+    old_run = project.run_id
+    (project.folder / "lan.ini").write_text(_inventory(lan, ps="pc3"))
+    project.ps = lan.pcs["pc3"]
+    project.make("deploy", "LIMIT=!gone")
+    project.make("train", "LIMIT=!gone")
+    project.await_events("push", 1)
+    new_run = project.run_id
+    assert new_run != old_run
+    assert containers(lan.ps)["minga-ps"] == "running 0", "control: it runs on"
     assert table(project.make("stop", expected=2)) == everybody_but_gone()
     assert not any("running" in st for pc in lan.pcs.values() for st in containers(pc).values())
+    refused = project.make("purge", "LIMIT=pc1", expected=2)
+    assert f"pc1: {old_run}/config.json" in refused
+    assert "make stop collect" in refused
+    assert "Error 5" in refused
+    assert (lan.ps.file(f"/opt/minga/var/runs/{old_run}") / "events.jsonl").exists()
     assert table(project.make("collect", expected=2)) == everybody_but_gone()
-    run = project.folder / "runs" / project.run_id
-    assert (run / "checkpoints" / "last.pth").exists()
-    assert len(list((run / "stats").glob("*_worker*.json"))) >= 3, "of several PCs"
+    for run, ps in ((old_run, "pc1"), (new_run, "pc3")):
+        home = project.folder / "runs" / run
+        assert (home / "checkpoints" / "last.pth").exists()
+        assert len(list((home / "stats").glob(f"{ps}_ps_*.json"))) >= 1
+        assert len(list((home / "stats").glob("*_worker*.json"))) >= 3, "of several PCs"
 
 
 def test_purge_can_leave_docker_where_deploy_brought_it(
