@@ -47,7 +47,7 @@ def copy_project(folder: Path) -> Path:
 
 
 def play(
-    inventory: Path | str, *words: Path | str, timeout_s: float = 100, **env: str
+    inventory: Path | str, *words: Path | str, timeout_s: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ansible-playbook with the project's settings; ``env`` adds variables."""
     own = {"ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg")}

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ansible", reason="make lint installs it")
+from support import ROOT, needs, play
 
-from support import ROOT, play
+needs("ansible")
 
-pytestmark = pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this PC")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this PC"),
+    pytest.mark.timeout(600),  # several playbooks, on a busy machine
+]
 
 LOOK = Path(__file__).with_name("look.yml")
 COLLECT = ROOT / "ansible" / "collect.yml"
