@@ -74,7 +74,7 @@ def run_minga(tmp_path: Path) -> RunMinga:
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200", **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,14 +18,16 @@ from typing import Any
 
 import psutil
 
+from cluster.starter import Started, running
 from minga.ps.audit import Audit, audit
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.stream import close
-from support import ALLOW_ROOT
 
 TIMEOUT_S = 90.0
 _LOOK_S = 0.02
+_PORTS = range(10_000, 30_000)
+"""Below those that systems give to outgoing connections: none of these takes a free one."""
 
 Event = dict[str, Any]
 
@@ -39,13 +42,15 @@ def wait_until(true: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S)
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nobody has now, nor soon: tests run beside each other."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
-def sessions(ps: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def sessions(ps: subprocess.Popen[bytes] | Started) -> list[psutil.Process]:
     """Return a ps's session processes: its fork server's children."""
     servers = psutil.Process(ps.pid).children()
     return [session for server in servers for session in server.children()]
@@ -97,7 +102,7 @@ class Cluster:
         self.runs = folder / "runs"
         self.port = free_port()
         self.identity = Identity.load_or_create(folder / "state")
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | Started] = {}
         self._read: tuple[Path | None, int] = (None, 0)
         self._events: list[Event] = []
         self._settings = {
@@ -160,6 +165,11 @@ class Cluster:
             name=name or f"worker{rank}",
             entry=entry,
         )
+
+    def joined(self, *ranks: int) -> None:
+        """Wait until these workers have joined."""
+        for rank in ranks:
+            self.wait_for("worker_join", rank=rank)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process."""
@@ -241,13 +251,21 @@ class Cluster:
         entry: tuple[str, ...] | None = None,
     ) -> None:
         name = name or role
-        with (self.folder / f"{name}.log").open("ab") as log:
+        words = [*(entry or self._entry), role, *flags]
+        path, env = (
+            self.folder / f"{name}.log",
+            {**os.environ, "MINGA_TOKEN": str(self.identity.secret)},
+        )
+        if running:
+            self.processes[name] = running[0].start(words, path, self.folder, env)
+            return
+        with path.open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *(entry or self._entry), role, *flags],
+                [sys.executable, *words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={**os.environ, **ALLOW_ROOT, "MINGA_TOKEN": str(self.identity.secret)},
+                env=env,
                 start_new_session=True,
             )
 

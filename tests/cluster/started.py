@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc
+from cluster.steps import FREE, Steps
 from minga.ps.audit import Audit, audit
 from support import ROOT
 
@@ -38,14 +40,11 @@ def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
     return folder
 
 
-def minga_command(folder: Path, step_s: float | None = None) -> str:
-    """Return a ``minga`` that runs this checkout, for MINGA_BIN; its steps take no less than that.
-
-    For ``step_s``, PYTHONPATH must lead to benchmarks/.
-    """
+def minga_command(folder: Path, steps: Steps) -> str:
+    """Return a ``minga`` that runs this checkout with such steps, for MINGA_BIN."""
     script = folder / "minga"
-    module = "minga" if step_s is None else f"lanbench.paced {step_s}"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+    command = shlex.join([sys.executable, *steps.entry])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
     return str(script)
 
@@ -59,7 +58,7 @@ class StartedLan:
         folder: for logs.
         model: its name.
         epochs: over the data.
-        step_s: what a local step takes at least.
+        steps: how each process takes its local steps.
         variables: of the ps; the workers are told what it prints.
     """
 
@@ -71,7 +70,7 @@ class StartedLan:
         *,
         model: str,
         epochs: int = EPOCHS,
-        step_s: float | None = None,
+        steps: Steps = FREE,
         **variables: str,
     ) -> None:
         self.pcs: list[VirtualPc] = []
@@ -79,7 +78,7 @@ class StartedLan:
         self.logs: list[Path] = []
         self._data, self._folder, self._model = data, folder, model
         self._epochs, self._variables = epochs, variables
-        self._binary = minga_command(folder, step_s)
+        self._binary = minga_command(folder, steps)
         self._add(pcs[0])
         self.processes = [self.start_ps()]
         self._printed = wait_until(self._invitation, "the command that starts a worker")

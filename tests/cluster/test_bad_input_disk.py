@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.harness import Cluster, cluster, wait_until
+from cluster.steps import Steps
 from minga.observe.events import EventLog
 from minga.observe.lines import LineFile
 from minga.ps import checkpoint
@@ -132,13 +133,24 @@ def lan(disk: SmallDisk, tmp_path: Path, digits: Path) -> Iterator[Cluster]:
         yield made
 
 
-def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk: SmallDisk) -> None:
+def train_until_full(lan: Cluster, disk: SmallDisk) -> Path:
+    """Train until there is a checkpoint, and fill the disk.
+
+    Returns:
+        A file without which the worker does not come to the end of the run.
+    """
+    full, go_on = lan.folder / "full", lan.folder / "go on"
     lan.start_ps(world_size=2)
-    lan.start_worker(1)
-    lan.wait_for("push")
-    lan.wait_for("checkpoint")
-    last = lan.run / "checkpoints" / "last.pth"
+    lan.start_worker(1, entry=Steps(gates={100: full, 1000: go_on}).entry)
+    lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
     disk.fill()
+    full.touch()
+    return go_on
+
+
+def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk: SmallDisk) -> None:
+    go_on = train_until_full(lan, disk)
+    last = lan.run / "checkpoints" / "last.pth"
     said = "cannot write to the run's folder"
     wait_until(lambda: said in lan.log("ps"), "the ps to notice")
     wait_until(lambda: lan.log("ps").count("checkpoint_failed") >= 2, "checkpoints to fail")
@@ -148,6 +160,7 @@ def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk:
     assert not list(lan.run.glob("**/.*.part")), "no half file is left"
 
     disk.free()
+    go_on.touch()
     for name in ("ps", "worker1"):
         assert lan.finish(name) == 0, lan.log(name)
 
@@ -166,21 +179,20 @@ def test_a_run_outlives_a_full_disk_and_its_journal_is_exact(lan: Cluster, disk:
     assert "Traceback" not in lan.log("ps")
 
 
-def train_until_full(lan: Cluster, disk: SmallDisk) -> None:
-    """Train until there is a checkpoint; fill the disk, and wait until the ps notices."""
-    lan.start_ps(world_size=2)
-    lan.start_worker(1)
-    lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
-    disk.fill()
+def train_until_noticed(lan: Cluster, disk: SmallDisk) -> Path:
+    """Fill the disk in mid-run, and wait until the ps notices; return as the above."""
+    go_on = train_until_full(lan, disk)
     wait_until(lambda: "cannot write to the run's folder" in lan.log("ps"), "the ps to notice")
+    return go_on
 
 
 def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
     lan: Cluster, disk: SmallDisk
 ) -> None:
     """What was in its memory is lost with it, and trained again."""
-    train_until_full(lan, disk)
+    go_on = train_until_noticed(lan, disk)
     lan.kill("ps")
+    go_on.touch()
     disk.free()
     lan.start_ps(world_size=2)
     for name in ("ps", "worker1"):
@@ -192,8 +204,10 @@ def test_a_ps_that_is_killed_with_a_full_disk_resumes_exactly(
 def test_a_ps_that_is_stopped_with_a_full_disk_says_so_and_ends(
     lan: Cluster, disk: SmallDisk
 ) -> None:
-    train_until_full(lan, disk)
+    go_on = train_until_noticed(lan, disk)
     lan.kill("ps", 2)
+    wait_until(lambda: "Stopping" in lan.log("ps"), "the ps to take the signal")
+    go_on.touch()
     assert lan.finish("ps") == 1
     assert "error[disk-full]: No space left on device" in lan.log("ps")
     assert "Traceback" not in lan.log("ps")

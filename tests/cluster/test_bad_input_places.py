@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.harness import cluster
+from cluster.steps import Steps
 from support import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -76,12 +77,17 @@ def root_only() -> None:
 def test_wrong_clocks_break_nothing(tmp_path: Path, digits: Path) -> None:
     """One worker's clock is ahead by a year, and that of a ps that comes back is behind."""
     settings = {"train__epochs": 8, "evaluation__every_epochs": 4, "checkpoint__every_s": 0.2}
+    killed = tmp_path / "killed"
     with cluster(tmp_path, digits, **settings) as lan:
         lan.start_ps()
         lan.start_worker(1, entry=("-c", OTHER_CLOCK.format(direction=1)))
-        lan.start_worker(2)
+        # what it holds is not counted before: the run is not over
+        lan.start_worker(2, entry=Steps(gates={21: killed}).entry)
+        for rank in (1, 2):
+            lan.wait_for("push", rank=rank)
         lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
         lan.kill("ps")
+        killed.touch()
         lan.start_ps(entry=("-c", OTHER_CLOCK.format(direction=-1)))
         for name in ("ps", "worker1", "worker2"):
             assert lan.finish(name) == 0, lan.log(name)

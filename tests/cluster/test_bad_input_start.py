@@ -23,7 +23,11 @@ from minga.transport.dial import Join, NoAnswer
 from minga.transport.identity import Secret
 from support import RunMinga
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("start"),  # they share a run
+]
 
 
 def files(folder: Path) -> dict[str, bytes]:

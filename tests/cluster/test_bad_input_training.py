@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cluster.harness import Cluster, cluster, wait_until
+from cluster.steps import Steps
 from minga.errors import RunFailed
 from minga.ps import checkpoint
 from minga.worker.diagnostics import out_of_memory_explained
@@ -55,6 +56,10 @@ replica.Replica.step = step
 """A worker whose device runs out of memory."""
 
 
+HEALTHY = Steps(0.01).entry
+"""Of a worker that is still at it when another one has started, on any machine."""
+
+
 def entry(spoil: str) -> tuple[str, str]:
     return ("-c", spoil + START)
 
@@ -92,7 +97,7 @@ def test_a_worker_recovers_from_a_step_that_was_nan(lan: Cluster) -> None:
 
 def test_a_worker_that_pushes_only_nan_is_named_and_the_others_train_on(lan: Cluster) -> None:
     lan.start_ps()
-    lan.start_worker(1)
+    lan.start_worker(1, entry=HEALTHY)
     lan.wait_for("push", rank=1)
     lan.start_worker(2, entry=entry(SPOILS.format(when="calls > 20")))
     named = lan.wait_for("worker_not_finite")
@@ -141,7 +146,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run(tmp_path: Path, digits: Path) 
 
 def test_a_worker_without_memory_says_which_batch_to_try(lan: Cluster) -> None:
     lan.start_ps()
-    lan.start_worker(1)
+    lan.start_worker(1, entry=HEALTHY)
     lan.wait_for("push", rank=1)
     lan.start_worker(2, "--batch-size=48", entry=entry(STARVES))
     assert failed(lan, "worker2") == 1
@@ -188,7 +193,7 @@ def test_a_few_bad_images_are_counted_and_named_and_many_stop_the_worker(
     images[3].write_bytes(images[3].read_bytes()[:60])
     images[4].write_bytes(b"<html>404</html>")
     lan.start_ps()
-    lan.start_worker(1, f"--data={spoilt}")
+    lan.start_worker(1, f"--data={spoilt}", entry=HEALTHY)
     wait_until(lambda: "2 of 1797 images cannot be read" in lan.log("worker1"), "a warning")
     assert f"{images[3]} (" in lan.log("worker1")
     assert f"{images[4]} (cannot identify image file)" in lan.log("worker1")

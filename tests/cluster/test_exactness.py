@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.harness import Cluster, Gate, cluster
+from cluster.harness import Cluster, Gate, cluster, wait_until
+from cluster.steps import Steps
 from minga.data.dataset import open_data
 from minga.data.leases import permutation
 from minga.ps import checkpoint
@@ -21,7 +22,7 @@ from minga.tasks import zoo
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-TRAIN = 1442
+TRAIN, BATCH = 1442, 32
 WITHOUT_KINKS = (
     "-c",
     "import sys, torch\n"
@@ -96,22 +97,30 @@ def test_one_worker_without_codec_equals_torch_sgd(tmp_path: Path, digits: Path)
 
 
 def trained_through_churn(tmp_path: Path, digits: Path, epochs: int) -> Cluster:
-    """Run 3 workers; kill one with -9 in mid-run, start it again, add a fourth at 50 %."""
-    half = epochs * TRAIN // 2
+    """Run 3 workers; kill one with -9 in mid-run, start it again, add a fourth at 50 %.
+
+    Each waits in the middle of a window until what it is to see has happened.
+    """
+    again, fourth, never = (tmp_path / name for name in ("again", "fourth", "never"))
+    share = epochs * TRAIN // (6 * BATCH) | 1  # of three workers' steps before half of the run
+    dies_at = share // 4 | 1
     with cluster(tmp_path, digits, train__epochs=epochs, evaluation__every_epochs=10) as lan:
         lan.start_ps(world_size=4)
-        for rank in (1, 2, 3):
-            lan.start_worker(rank)
+        for rank in (1, 3):
+            lan.start_worker(rank, entry=Steps(gates={dies_at: again, share: fourth}).entry)
+        lan.start_worker(2, entry=Steps(gates={dies_at: never}).entry)
         gate = Gate(lan.port)
         lan.start_worker(4, port=gate.port)  # it waits before the gate, with torch loaded
-        lan.wait_for("push", rank=2, samples_done=lambda done: done > half // 4)
+        lan.wait_for("push", rank=2, samples_done=lambda done: done > dies_at * BATCH)
         lan.kill("worker2")
         lan.wait_for("worker_lost", rank=2)
-        lan.start_worker(2, name="worker2 again")
+        lan.start_worker(2, name="worker2 again", entry=Steps(gates={share: fourth}).entry)
         lan.wait_for("worker_join", rank=2, generation=lambda number: number > 3)
-        lan.wait_for("push", samples_done=lambda done: done > half)
+        again.touch()
+        lan.wait_for("push", samples_done=lambda done: done > 5 * share // 2 * BATCH)
         gate.open()
         lan.wait_for("worker_join", rank=4)
+        fourth.touch()
         assert lan.finish("ps", 200) == 0
         for name in ("worker1", "worker2 again", "worker3", "worker4"):
             assert lan.finish(name) == 0
@@ -124,7 +133,7 @@ def worked(lan: Cluster) -> int:
 
 
 def test_every_sample_counts_once_though_workers_die_and_join(tmp_path: Path, digits: Path) -> None:
-    epochs = 120
+    epochs = 80
     lan = trained_through_churn(tmp_path, digits, epochs)
     found = lan.audit(TRAIN, epochs)
     assert found.exact, found.problems
@@ -147,12 +156,15 @@ def test_every_sample_counts_once_though_workers_die_and_join(tmp_path: Path, di
 def test_a_stopped_ps_resumes_and_every_sample_still_counts_once(
     tmp_path: Path, digits: Path
 ) -> None:
-    epochs = 60
-    with cluster(tmp_path, digits, train__epochs=epochs, evaluation__every_epochs=20) as lan:
+    epochs, stopping = 20, tmp_path / "stopping"
+    with cluster(tmp_path, digits, train__epochs=epochs, evaluation__every_epochs=10) as lan:
         lan.start_ps(world_size=2)
-        lan.start_worker(1)
+        steps = epochs * TRAIN // BATCH
+        lan.start_worker(1, entry=Steps(gates={steps // 2: stopping}).entry)
         lan.wait_for("push", samples_done=lambda done: done > epochs * TRAIN // 4)
         lan.kill("ps", signal.SIGINT)
+        wait_until(lambda: "Stopping" in lan.log("ps"), "the ps to take the signal")
+        stopping.touch()
         assert lan.finish("ps") == 130
         assert (lan.run / "checkpoints" / "last.pth").exists()
         assert "resume" in lan.log("ps")
@@ -170,13 +182,18 @@ def test_a_stopped_ps_resumes_and_every_sample_still_counts_once(
 def test_a_killed_ps_comes_back_with_its_checkpoint_and_says_what_is_repeated(
     tmp_path: Path, digits: Path
 ) -> None:
-    epochs = 60
-    settings = {"train__epochs": epochs, "checkpoint__every_s": 1, "evaluation__every_epochs": 20}
+    epochs, saved, killed = 20, tmp_path / "saved", tmp_path / "killed"
+    settings = {"train__epochs": epochs, "checkpoint__every_s": 1, "evaluation__every_epochs": 10}
     with cluster(tmp_path, digits, **settings) as lan:
         lan.start_ps(world_size=2)
-        lan.start_worker(1)
-        lan.wait_for("checkpoint", samples_done=lambda done: done > epochs * TRAIN // 5)
+        steps = epochs * TRAIN // BATCH
+        gates = {steps // 4: saved, steps // 2: killed}
+        lan.start_worker(1, entry=Steps(gates=gates).entry)
+        before = lan.wait_for("checkpoint", samples_done=lambda done: done > epochs * TRAIN // 5)
+        saved.touch()
+        lan.wait_for("push", version=lambda version: version > before["version"] + 10)
         lan.kill("ps")
+        killed.touch()
         lan.start_ps(world_size=2)
         assert lan.finish("ps", 200) == 0
         assert lan.finish("worker1") == 0

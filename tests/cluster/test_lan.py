@@ -15,6 +15,7 @@ import pytest
 from cluster.harness import sessions, wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import EPOCHS, StartedLan
+from cluster.steps import Steps
 from minga.data.generated import generate
 from minga.ps.audit import audit
 
@@ -67,17 +68,20 @@ def lan(tmp_path: Path) -> Iterator[list[VirtualPc]]:
 def test_the_start_scripts_train_a_lan_to_the_end(
     lan: list[VirtualPc], data: Path, tmp_path: Path
 ) -> None:
-    started = StartedLan(lan, data, tmp_path, model="resnet18")
+    seen = tmp_path / "seen"
+    started = StartedLan(lan, data, tmp_path, model="resnet18", steps=Steps(gates={4: seen}))
     ps, one, two = lan
     wait_until(
-        lambda: ps.peers() and {peer for peer, _ in ps.peers()} == {one.address, two.address},
-        "both workers at the ps",
+        lambda: len({push["rank"] for push in started.events("push")}) == 2,
+        "a push of both workers",
     )
+    assert {peer for peer, _ in ps.peers()} == {one.address, two.address}
     outside = {port for address, port in ps.listening() if not address.startswith("127.")}
     assert outside == {30005}
     for worker in (one, two):
         assert not {a for a, _ in worker.listening() if not a.startswith("127.")}
         assert worker.peers() <= {(ps.address, 30005)}, "workers dial one port only"
+    seen.touch()
     started.finish()
 
     run = started.run_folder()
@@ -109,12 +113,16 @@ def test_the_start_scripts_train_a_lan_to_the_end(
 def test_ctrl_c_in_the_ps_leaves_a_checkpoint_that_resumes(
     lan: list[VirtualPc], data: Path, tmp_path: Path
 ) -> None:
-    started = StartedLan(lan, data, tmp_path, model="small-cnn")
+    stopping = tmp_path / "stopping"
+    steps = Steps(gates={20: stopping})
+    started = StartedLan(lan, data, tmp_path, model="small-cnn", steps=steps)
     journal = wait_until(
         lambda: next(started.run_folder().glob("journal.jsonl"), None), "a first push"
     )
     wait_until(lambda: len(journal.read_text().splitlines()) > 5, "some pushes")
     started.processes[0].send_signal(signal.SIGINT)
+    wait_until(lambda: "Stopping" in started.logs[0].read_text(), "the ps to take the signal")
+    stopping.touch()
     assert started.processes[0].wait(60) == 130
     assert (started.folders[0] / "checkpoints" / "last.pth").exists()
     started.processes[0] = started.start_ps()
@@ -128,8 +136,9 @@ def test_ctrl_c_in_the_ps_leaves_a_checkpoint_that_resumes(
 def test_workers_come_back_when_their_session_is_killed(
     lan: list[VirtualPc], data: Path, tmp_path: Path
 ) -> None:
-    epochs = 3 * EPOCHS  # the run must not be over before the last kill
-    started = StartedLan(lan, data, tmp_path, model="resnet18", epochs=epochs)
+    epochs, last = 3 * EPOCHS, tmp_path / "last"
+    steps = Steps(0.5, until=last)  # the run is not over before the last kill
+    started = StartedLan(lan, data, tmp_path, model="resnet18", epochs=epochs, steps=steps)
     events = started.events
     for kills in range(1, 4):
         joins = len(wait_until(lambda: events("worker_join"), "a worker"))
@@ -138,5 +147,6 @@ def test_workers_come_back_when_their_session_is_killed(
         session.kill()
         wait_until(lambda n=kills: len(events("worker_lost")) >= n, "the loss to be noticed")
         wait_until(lambda n=joins: len(events("worker_join")) > n, "the worker to come back")
+    last.touch()
     started.finish()
     assert started.audit(TRAIN).exact

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.harness import wait_until
+from cluster.harness import TIMEOUT_S, wait_until
 from support import ROOT, copy_project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -74,7 +74,7 @@ def test_the_ps_starts_as_the_page_shows_and_stops_on_ctrl_c(copy: Path) -> None
         )
     wait_until(lambda: "Parameter Server is running..." in log.read_text(), log.read_text())
     ps.send_signal(signal.SIGINT)
-    assert ps.wait(30) == 130
+    assert ps.wait(TIMEOUT_S) == 130
     expected = README.partition("exact command for the other PCs:")[2]
     for line in expected.partition("```")[2].partition("```")[0].strip().splitlines():
         assert _shape(line) in map(_shape, log.read_text().splitlines())

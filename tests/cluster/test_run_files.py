@@ -15,12 +15,17 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from jsonschema import Draft202012Validator
 
-from cluster.harness import Cluster, cluster, wait_until
+from cluster.harness import Cluster, cluster
+from cluster.steps import FREE, Steps
 from minga.settings.schema import Settings
 from minga.transport.stream import PREAMBLE_BYTES
 from support import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("files"),  # they share a run
+]
 
 SCHEMAS = sorted((ROOT / "docs" / "schema").glob("*.json"))
 EPOCHS, MEASURED, TRAIN, VAL = 12, 3, 1442, 355
@@ -45,13 +50,14 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def start(lan: Cluster) -> None:
-    """Start two workers, and a ps once both wait for it: neither misses the run."""
-    for rank in (1, 2):
-        lan.start_worker(rank)
-    for name in ("worker1", "worker2"):
-        wait_until(lambda name=name: "waiting_for" in lan.log(name), f"{name} to wait")
+def start(lan: Cluster, one: Steps = FREE, other: Steps = FREE) -> None:
+    """Start a ps and two workers, whose first step begins when both have joined."""
+    together = lan.folder / "together"
     lan.start_ps()
+    for rank, steps in enumerate((one, other), 1):
+        lan.start_worker(rank, entry=steps.gated(0, together).entry)
+    lan.joined(1, 2)
+    together.touch()
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +183,30 @@ def test_nothing_else_is_left_in_the_run(lan: Cluster) -> None:
 def test_the_files_of_an_eventful_run_hold_to_their_schemas(tmp_path: Path, digits: Path) -> None:
     """Pushes refused, a stranger, a worker lost, a ps killed and resumed."""
     settings = {
-        "train__epochs": 30,
-        "evaluation__every_epochs": 10,
+        "train__epochs": 12,
+        "evaluation__every_epochs": 4,
         "checkpoint__every_s": 1,
         "exchange__max_staleness": 0,
     }
     with cluster(tmp_path, digits, **settings) as lan:
-        start(lan)
-        lan.wait_for("refused")
+        other, saved, killed, never = (
+            lan.folder / name for name in ("other", "saved", "killed", "never")
+        )
+        # the first one's first window is too old once the other one has pushed
+        start(lan, Steps(gates={1: other, 51: never}), Steps(gates={101: saved, 121: killed}))
+        lan.wait_for("push", rank=2)
+        other.touch()
+        lan.wait_for("refused", rank=1)
         with socket.create_connection(("127.0.0.1", lan.port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n".ljust(PREAMBLE_BYTES))
             lan.wait_for("turned_away")
         lan.kill("worker1")
         lan.wait_for("worker_lost", rank=1)
-        saved = lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
-        lan.wait_for("push", version=lambda now: now > saved["version"])
+        kept = lan.wait_for("checkpoint", samples_done=lambda done: done > 0)
+        saved.touch()
+        lan.wait_for("push", version=lambda now: now > kept["version"])
         lan.kill("ps")
+        killed.touch()
         lan.start_ps()
         for name in ("ps", "worker2"):
             assert lan.finish(name) == 0, lan.log(name)
@@ -204,7 +218,7 @@ def test_the_files_of_an_eventful_run_hold_to_their_schemas(tmp_path: Path, digi
             assert faults(name, read(lan.run / f"{name}.json")) == []
         (ps,) = (lan.run / "stats").glob("*_ps_*.json")  # the killed one left none
         assert faults("ps", read(ps)) == []
-        assert lan.summary()["resumed_from"] >= saved["version"]
+        assert lan.summary()["resumed_from"] >= kept["version"]
         assert "resume" in {each["kind"] for each in lines(lan.run / "events.jsonl")}
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster.harness import cluster
+from cluster.steps import Steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-TRAIN, STEPS, EPOCHS, LEASE_S = 1442, 1000, 50, 1
+TRAIN, EPOCHS, LEASE_S = 1442, 2, 3.0
+STEPS, STEP_S = 60, 0.1  # a window of twice a lease, however fast this machine is
 
 
 def test_windows_longer_than_a_lease_are_not_refused(tmp_path: Path, digits: Path) -> None:
@@ -23,7 +25,7 @@ def test_windows_longer_than_a_lease_are_not_refused(tmp_path: Path, digits: Pat
     }
     with cluster(tmp_path, digits, **settings) as lan:
         lan.start_ps(world_size=2)
-        lan.start_worker(1)
+        lan.start_worker(1, entry=Steps(STEP_S).entry)
         assert lan.finish("ps", 200) == 0
         assert lan.finish("worker1") == 0
     pushes = [event for event in lan.events() if event["kind"] == "push"]
@@ -36,7 +38,7 @@ def test_a_frozen_worker_still_loses_its_lease(tmp_path: Path, digits: Path) -> 
     """The control: what is said on the way is said by who works, not by a heartbeat."""
     with cluster(tmp_path, digits, train__epochs=2000, ledger__lease_s=LEASE_S) as lan:
         lan.start_ps(world_size=3)
-        lan.start_worker(1)
+        lan.start_worker(1, entry=Steps(STEP_S).entry)
         lan.wait_for("push", rank=1)
         lan.kill("worker1", signal.SIGSTOP)
         lan.wait_for("lease_expired")

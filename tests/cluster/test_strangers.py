@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +15,17 @@ import psutil
 import pytest
 
 from cluster.harness import Cluster, cluster, wait_until
+from cluster.steps import Steps
 from minga.errors import Refused
 from minga.transport.dial import Join
 from minga.transport.identity import Identity, Secret
 from minga.transport.stream import PREAMBLE_BYTES, preamble
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("strangers"),  # they share a run
+]
 
 ATTACK = """
 import os, sys
@@ -48,12 +54,13 @@ os._exit(0)
 """
 
 
-@pytest.fixture
-def training(tmp_path: Path, digits: Path) -> Iterator[Cluster]:
-    """A run in full swing: a ps on every address, one worker, far from its end."""
-    with cluster(tmp_path, digits, train__epochs=10_000, evaluation__every_epochs=10_000) as lan:
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Cluster]:
+    """A run in full swing, which all strangers visit: a ps on every address, one worker."""
+    settings = {"train__epochs": 10_000, "evaluation__every_epochs": 10_000}
+    with cluster(tmp_path_factory.mktemp("training"), digits, **settings) as lan:
         lan.start_ps(host="none", world_size=2)
-        lan.start_worker(1)
+        lan.start_worker(1, entry=Steps(0.02).entry)
         lan.wait_for("push")
         yield lan
 
@@ -72,8 +79,8 @@ def listeners(lan: Cluster) -> list[tuple[str, int, int]]:
 
 def still_trains(lan: Cluster) -> None:
     """Assert that pushes go on, without a worker lost."""
-    version = lan.events()[-1].get("version") or 0
-    lan.wait_for("push", version=lambda now: now > version, timeout_s=30)
+    version = max(event.get("version") or 0 for event in lan.events())
+    lan.wait_for("push", version=lambda now: now > version + 1)  # it began after the visit
     assert lan.processes["ps"].poll() is None
     assert not [event for event in lan.events() if event["kind"] == "worker_lost"]
 
@@ -140,6 +147,9 @@ def test_hundreds_of_silent_visitors_keep_nobody_out(training: Cluster) -> None:
         training.start_worker(2)
         training.wait_for("worker_join", rank=2)
         training.wait_for("push", rank=2)
+    training.kill("worker2", signal.SIGINT)
+    assert training.finish("worker2") == 130
+    training.wait_for("worker_left", rank=2)
     still_trains(training)
 
 

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
 
 PORT = 30005
 JOINS = 100
+LEFT = ("descriptors", "threads", "native_threads", "memory")
 RESNET18 = {"classes": 200, "image_size": 64}
 
 # A worker's way in and out, again and again in one process: what it opens, and what it leaves.
@@ -100,11 +101,13 @@ def test_a_hundred_reconnects_of_one_process_leave_nothing_behind(
     lan: list[VirtualPc], tmp_path: Path
 ) -> None:
     lines = joined(lan, tmp_path, JOINS)
-    settled, last = lines[9], lines[-1]
-    assert last["descriptors"] <= settled["descriptors"] + 4
-    assert last["threads"] <= settled["threads"] + 2
-    assert last["native_threads"] <= settled["native_threads"] + 4
-    assert last["memory"] - settled["memory"] < 45_000_000, "less than one copy of the weights"
+    settled = lines[9]
+    # what is left behind stays; a thread that is about to end is not there after each join
+    least = {key: min(line[key] for line in lines[-10:]) for key in LEFT}
+    assert least["descriptors"] <= settled["descriptors"] + 4
+    assert least["threads"] <= settled["threads"] + 2
+    assert least["native_threads"] <= settled["native_threads"] + 4
+    assert least["memory"] - settled["memory"] < 45_000_000, "less than one copy of the weights"
     wait_until(
         lambda: lan[0].listening() <= {("*", PORT), ("0.0.0.0", PORT), ("::", PORT)},
         "the ended sessions' listeners to be gone",

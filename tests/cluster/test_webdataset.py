@@ -65,7 +65,7 @@ def test_a_worker_trains_on_shards_in_a_bucket(
         lan.start_worker(2)
         wait_until(lambda: "which fetches" in lan.log("worker2"), "another to wait for it")
         lan.kill("worker2", signal.SIGTERM)
-        assert lan.finish("worker2", 30) == 130  # it does not wait for the data
+        assert lan.finish("worker2") == 130  # it does not wait for the data
         # longer than the ps waits for a worker that says nothing while it prepares
         with pytest.raises(subprocess.TimeoutExpired):
             lan.processes["worker1"].wait(max(0, began_s + PREPARE_S + 2 - time.monotonic()))

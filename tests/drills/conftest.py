@@ -7,26 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from drills.training import SETTINGS, STEP_S, Faulty, paced
+from drills.training import SETTINGS, STEP_S, Faulty
 
+from cluster.conftest import _starter  # noqa: F401 - a fixture
 from cluster.harness import Cluster, cluster
-from support import ROOT
+from cluster.steps import Steps
 
 _FAULTS = Path(__file__).parent / "faults"
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a given speed come from there."""
-    path = [str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
 
 
 @pytest.fixture
 def lan(tmp_path: Path, digits: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of the drills' settings, and of those that a test passes by ``indirect``."""
     chosen = {**SETTINGS, **getattr(request, "param", {})}
-    with cluster(tmp_path, digits, entry=paced(STEP_S), **chosen) as lan:
+    with cluster(tmp_path, digits, entry=Steps(STEP_S).entry, **chosen) as lan:
         yield lan
 
 

@@ -10,9 +10,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-from drills.training import Faulty, complete, kill_and_restart, paced, start
+from drills.training import Faulty, complete, kill_and_restart, start_together
 
 from cluster.harness import Cluster, cluster
+from cluster.steps import FREE, Steps
 from minga.data.generated import generate
 
 SEEDS = int(os.environ.get("SEEDS", "5"))
@@ -56,8 +57,10 @@ def accuracy_of(
         "exchange__local_steps": 4,
         "checkpoint__every_s": 1,
     }
-    with cluster(folder, data, entry=paced(STEP_S), **chosen) as lan:
-        faulty(lambda: start(lan, 1, 2), mischief=mischief)
+    # while one of them starts again, the other is not to come to the end
+    steps = Steps(STEP_S) if kills else FREE
+    with cluster(folder, data, entry=steps.entry, **chosen) as lan:
+        faulty(lambda: start_together(lan, 1, 2, steps=steps), mischief=mischief)
         if kills:
             kill_all_along(lan)
         complete(lan, 1, 2, samples=TRAIN, epochs=EPOCHS, seed=seed)

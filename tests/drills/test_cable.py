@@ -11,11 +11,12 @@ import pytest
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import StartedLan
+from cluster.steps import Steps
 from minga.data.generated import generate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 12, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 8, 30
 RATE = "200mbit"
 """A push of 11 MB is on its way for half a second."""
 
@@ -39,7 +40,9 @@ def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
     pcs: list[VirtualPc], tmp_path: Path, faults: Callable[..., dict[str, str]]
 ) -> None:
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
-    started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, step_s=0.5)
+    back = tmp_path / "back"
+    steps = Steps(1.0, until=back)  # the run is not over before
+    started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, steps=steps)
     events = started.events
 
     def the_other_goes_on() -> None:
@@ -59,5 +62,6 @@ def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
     wait_until(lambda: len(events("worker_join", rank=2)) >= 2, "the worker to come back")
     assert events("worker_lost", rank=2), "the second time it had been in"
     assert not events("worker_lost", rank=1)
+    back.touch()
     started.finish(450)
     assert started.audit(CLASSES * PER_CLASS).exact

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drills.training import TRAIN, paced
+from drills.training import TRAIN
 
 from cluster.harness import cluster
+from cluster.steps import Steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -21,8 +22,11 @@ def test_eight_unequal_workers_train_without_a_push_refused_for_its_age(
     chosen = {"train__epochs": EPOCHS, "exchange__local_steps": "none"}
     with cluster(tmp_path, digits, **chosen) as lan:
         lan.start_ps(world_size=1 + len(TIMES))
+        together = tmp_path / "together"
         for rank, times in enumerate(TIMES, 1):
-            lan.start_worker(rank, entry=paced(STEP_S * times))
+            lan.start_worker(rank, entry=Steps(STEP_S * times, gates={0: together}).entry)
+        lan.joined(*range(1, 1 + len(TIMES)))
+        together.touch()
         assert lan.finish("ps", 300) == 0, lan.log("ps")
         for rank in range(1, 1 + len(TIMES)):
             assert lan.finish(f"worker{rank}") == 0

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import random
 import signal
-import statistics
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drills.training import TRAIN, Faulty, complete, died, kill_and_restart, start
+from drills.training import (
+    STEP_S,
+    TRAIN,
+    Faulty,
+    complete,
+    died,
+    kill_and_restart,
+    start,
+    start_together,
+)
 
 from cluster.harness import Cluster, cluster, wait_until
+from cluster.steps import Steps
 from minga.ps.audit import audit
+from minga.timing import SILENCE_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 WORKER = ("join", "compute", "push", "reply", "validation")
-JOINS_EPOCHS = 4
-"""As long as the joins of a worker that dies five times."""
-FREEZE_EPOCHS = 3
+LONGER_EPOCHS = 3
+SLOW_S = 3.0
+"""Of a worker that goes on alone, so that the run is not over before what it is to see."""
 PS = ("checkpoint", "epoch", "join", "validation")
 SESSION = ("apply", "reply")
 KILLS = 5
-FROZEN_S = 20
+KILLS_EPOCHS = 4
 MOST_WAIT_S = 1.0
 
 
@@ -38,16 +47,18 @@ def utc(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
-@pytest.mark.parametrize("lan", [{"train__epochs": JOINS_EPOCHS}], indirect=True)
+@pytest.mark.parametrize("lan", [{"train__epochs": LONGER_EPOCHS}], indirect=True)
 def test_a_worker_killed_at_each_point_comes_back(lan: Cluster, faulty: Faulty) -> None:
-    names = [f"worker-in-{point}" for point in WORKER]
+    names, killed = [f"worker-in-{point}" for point in WORKER], lan.folder / "killed"
     lan.start_ps(world_size=3)
-    lan.start_worker(2)
+    lan.start_worker(2, entry=Steps(SLOW_S, until=killed).entry)
     for name in names:
         faulty(lambda: lan.start_worker(1), *names)
         died(lan, "worker1", name)
     lan.start_worker(1)
-    complete(lan, 1, 2, epochs=JOINS_EPOCHS)
+    lan.wait_for("worker_join", rank=1, generation=lambda number: number > 1 + len(names))
+    killed.touch()
+    complete(lan, 1, 2, epochs=LONGER_EPOCHS)
     (first, _) = sorted(lan.summary()["workers"], key=lambda each: each["rank"])
     assert first["joins"] >= len(names)
     lost = [event for event in lan.events() if event["kind"] == "worker_lost"]
@@ -59,7 +70,7 @@ def test_a_session_killed_in_mid_push_applies_it_once_or_not_at_all(
     lan: Cluster, faulty: Faulty, point: str
 ) -> None:
     name = f"session-in-{point}"
-    faulty(lambda: start(lan, 1, 2), name)
+    faulty(lambda: start_together(lan, 1, 2, steps=Steps(STEP_S)), name)
     complete(lan, 1, 2)
     struck = (lan.folder / "struck" / name).stat().st_mtime
     (lost,) = [event for event in lan.events() if event["kind"] == "worker_lost"]
@@ -67,9 +78,11 @@ def test_a_session_killed_in_mid_push_applies_it_once_or_not_at_all(
     assert lan.summary()["version"] == len(pushes), "what was applied was counted"
     others = [push for push in pushes if push["rank"] != lost["rank"] and push["exchange_s"]]
     # a push tells what the one before took
-    then = [push["exchange_s"] for push in others if utc(push["time"]) > struck][:3]
-    usual_s = statistics.median(push["exchange_s"] for push in others)
-    assert max(then) < usual_s + MOST_WAIT_S, "nobody else waited"
+    first = next(n for n, push in enumerate(others) if utc(push["time"]) > struck)
+    then, usual = others[first : first + 3], others[:first] + others[first + 3 :]
+    assert len(usual) > 5
+    most_s = max(push["exchange_s"] for push in usual) + MOST_WAIT_S
+    assert max(push["exchange_s"] for push in then) < most_s, "nobody else waited"
 
 
 def test_a_ps_killed_at_each_point_goes_on_where_its_checkpoint_was(
@@ -87,7 +100,8 @@ def test_a_ps_killed_at_each_point_goes_on_where_its_checkpoint_was(
 
 
 def test_ps_and_all_workers_killed_at_once_go_on(lan: Cluster) -> None:
-    start(lan, 1, 2)
+    steps = Steps(STEP_S, gates={17: lan.folder / "never"})  # of 23 each
+    start(lan, 1, 2, steps=steps)
     lan.wait_for("checkpoint", samples_done=lambda done: done > TRAIN // 2)
     for name in ("ps", "worker1", "worker2"):
         lan.kill(name)
@@ -97,25 +111,29 @@ def test_ps_and_all_workers_killed_at_once_go_on(lan: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "lan", [{"ledger__lease_s": s, "train__epochs": FREEZE_EPOCHS} for s in (60, 15)], indirect=True
+    "lan", [{"ledger__lease_s": s, "train__epochs": LONGER_EPOCHS} for s in (60, 5)], indirect=True
 )
-def test_a_worker_frozen_for_a_while_comes_back(lan: Cluster) -> None:
-    """Once for less than its lease, once for longer."""
-    start(lan, 1, 2)
+def test_a_worker_frozen_for_a_while_comes_back(
+    lan: Cluster, request: pytest.FixtureRequest
+) -> None:
+    """Once for less than its lease, once for longer; both times its session is given up."""
+    thawed = lan.folder / "thawed"
+    start(lan, 1, 2, steps=Steps(2 * STEP_S, until=thawed))
     for rank in (1, 2):
         lan.wait_for("push", rank=rank)
     lan.kill("worker1", signal.SIGSTOP)
-    frozen_until_s = time.monotonic() + FROZEN_S
+    if request.node.callspec.params["lan"]["ledger__lease_s"] < SILENCE_S:
+        lan.wait_for("lease_expired")
     lan.wait_for("worker_lost", rank=1)
     before = lan.wait_for("push", rank=2)["version"]
     lan.wait_for("push", rank=2, version=lambda version: version > before + 4)
-    wait_until(lambda: time.monotonic() > frozen_until_s, "the frost to be over")
     lan.kill("worker1", signal.SIGCONT)
     lan.wait_for("worker_join", rank=1, generation=lambda number: number > 2)
-    complete(lan, 1, 2, epochs=FREEZE_EPOCHS)
+    thawed.touch()
+    complete(lan, 1, 2, epochs=LONGER_EPOCHS)
 
 
-@pytest.mark.parametrize("lan", [{"train__epochs": JOINS_EPOCHS}], indirect=True)
+@pytest.mark.parametrize("lan", [{"train__epochs": KILLS_EPOCHS}], indirect=True)
 def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
     seed = random.SystemRandom().randrange(1000)
     print(f"the kills of seed {seed}")
@@ -130,7 +148,7 @@ def test_five_kills_at_random_in_one_run(lan: Cluster) -> None:
         )
         kill_and_restart(lan, chance.choice(["ps", "worker1", "worker2", "session"]))
         pushes = sum(event["kind"] == "push" for event in lan.events())
-    complete(lan, 1, 2, epochs=JOINS_EPOCHS)
+    complete(lan, 1, 2, epochs=KILLS_EPOCHS)
 
 
 def test_a_control_without_the_ledger_would_be_seen(tmp_path: Path, digits: Path) -> None:

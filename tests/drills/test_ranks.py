@@ -11,6 +11,7 @@ from drills.training import complete, start
 from cluster.harness import Cluster, cluster, wait_until
 from cluster.netns import VirtualPc, virtual_lan
 from cluster.started import StartedLan
+from cluster.steps import Steps
 from minga.data.generated import generate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -22,17 +23,22 @@ OTHER_PORT = 30105
 
 
 @pytest.mark.parametrize("lan", [{"train__epochs": LONGER_EPOCHS}], indirect=True)
-def test_a_rank_is_its_live_holders_and_its_heirs_when_he_is_dead(lan: Cluster) -> None:
-    start(lan, 1, 2)
+def test_a_rank_is_its_live_holders_and_its_heirs_when_he_is_dead(
+    lan: Cluster, tmp_path: Path
+) -> None:
+    inherited = tmp_path / "inherited"
+    start(lan, 1, 2, steps=Steps(3.0, until=inherited))  # the run is not over before
     for rank in (1, 2):
         lan.wait_for("push", rank=rank)
-    lan.start_worker(1, name="intruder")
+    hasty = Steps(constants={"minga.worker.run.RANK_HELD_S": 3.0})
+    lan.start_worker(1, name="intruder", entry=hasty.entry)
     assert lan.finish("intruder") == REFUSED
     assert "rank 1 is held by worker-01 on 127.0.0.1, which is alive" in lan.log("intruder")
     del lan.processes["intruder"]
     lan.kill("worker1")
     lan.start_worker(1, name="heir")
     lan.wait_for("worker_join", rank=1, generation=lambda number: number > 2)
+    inherited.touch()
     complete(lan, 2, epochs=LONGER_EPOCHS)
     assert lan.finish("heir") == 0
 
@@ -61,13 +67,14 @@ def pcs(tmp_path: Path) -> Iterator[list[VirtualPc]]:
 def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_path: Path) -> None:
     """The holder's cable is cut: nothing says goodbye, and silence alone makes it dead."""
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
+    inherited = tmp_path / "inherited"
     started = StartedLan(
         pcs[:3],
         data,
         tmp_path,
         model="resnet18",
         epochs=12,
-        step_s=0.5,
+        steps=Steps(1.0, until=inherited),  # the run is not over before
         MASTER_PORT=str(OTHER_PORT),
     )
     events = started.events
@@ -85,6 +92,7 @@ def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_pat
     holder.run("ip link set eth0 down")
     heir = started.join(pcs[3], WORKER_RANK=str(held))
     wait_until(lambda: len(events("worker_join", rank=held)) == 2, "the rank's new holder")
+    inherited.touch()
     for process in (started.processes[0], started.processes[2], heir):
         assert process.wait(300) == 0, [log.read_text() for log in started.logs]
     found = started.audit(CLASSES * PER_CLASS)

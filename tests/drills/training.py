@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 from cluster.harness import Cluster, sessions, wait_until
+from cluster.steps import Steps
 
 TRAIN, EPOCHS = 1442, 2
 SETTINGS = {
@@ -20,21 +21,24 @@ SETTINGS = {
     "ledger__lease_s": 15,
 }
 """A push of 11 MB after every step, and much of it: most of the time something is on its way."""
-STEP_S = 1.0
+STEP_S = 0.5
 
 Faulty = Callable[..., None]
 
 
-def paced(step_s: float) -> tuple[str, ...]:
-    """Return the entry of a ``minga`` whose steps take no less: runs last, processors idle."""
-    return ("-m", "lanbench.paced", str(step_s))
-
-
-def start(lan: Cluster, *ranks: int) -> None:
+def start(lan: Cluster, *ranks: int, steps: Steps | None = None) -> None:
     """Start the ps and these workers."""
     lan.start_ps(world_size=1 + len(ranks))
     for rank in ranks:
-        lan.start_worker(rank)
+        lan.start_worker(rank, entry=steps.entry if steps else None)
+
+
+def start_together(lan: Cluster, *ranks: int, steps: Steps) -> None:
+    """Start the ps and these workers, whose first step begins when all have joined."""
+    together = lan.folder / "together"
+    start(lan, *ranks, steps=steps.gated(0, together))
+    lan.joined(*ranks)
+    together.touch()
 
 
 def died(lan: Cluster, process: str, name: str) -> None:

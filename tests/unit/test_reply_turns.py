@@ -17,6 +17,8 @@ from minga.transport import reply_turns as turns
 from minga.transport.forwarder import forward
 from minga.transport.reply_turns import Turn
 
+WAIT_S = 60.0
+
 HOLDER = """
 import sys, time
 from minga.transport.reply_turns import Turn
@@ -25,7 +27,7 @@ print(turn.mine(), flush=True)
 sys.stdin.readline()
 turn.over()
 print("over", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -123,7 +125,7 @@ def test_what_is_large_waits_for_its_turn_what_is_small_and_the_way_back_do_not(
     far_end, far = socket.socketpair()
     turn, large = Held(), os.urandom(2_000_000)
     for stream in (near, far):
-        stream.settimeout(10)
+        stream.settimeout(WAIT_S)
     forward(near_end, far_end, lambda: None, turn)
     far.sendall(b"small")
     assert near.recv(100) == b"small"
@@ -138,14 +140,14 @@ def test_what_is_large_waits_for_its_turn_what_is_small_and_the_way_back_do_not(
     threads = [threading.Thread(target=far.sendall, args=(large,)), threading.Thread(target=take)]
     for thread in threads:
         thread.start()
-    assert turn.asked.wait(10)
+    assert turn.asked.wait(WAIT_S)
     near.sendall(b"back")
     assert far.recv(100) == b"back"
     assert len(received) < len(large) / 2, "it is held back"
     turn.given.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(WAIT_S)
     assert bytes(received) == large
-    assert turn.ended.wait(10)
+    assert turn.ended.wait(WAIT_S)
     near.close()
     far.close()

@@ -24,6 +24,7 @@ from minga.transport.identity import Identity, Secret, client_context
 from minga.transport.store import SessionStore, StoreTimeout, WorkerStore, serve
 
 SHORT = timedelta(milliseconds=50)
+WAIT_S = 60.0
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -180,13 +181,13 @@ def test_a_forwarder_carries_both_directions_at_once_through_tls(identity: Ident
         in_thread(lambda: take("down", near, len(down))),
     ]
     for each in workers:
-        each.join(30)
+        each.join(WAIT_S)
     assert received["up"] == up
     assert received["down"] == down
     near.close()
     assert far.recv(1) == b"", "one end closed: the other hears of it"
-    assert ended.acquire(timeout=5)
-    assert ended.acquire(timeout=5)
+    assert ended.acquire(timeout=WAIT_S)
+    assert ended.acquire(timeout=WAIT_S)
     far.close()
 
 
@@ -209,7 +210,7 @@ def test_a_port_forwarder_opens_a_stream_per_connection_and_frees_its_port() -> 
         with socket.create_connection(("127.0.0.1", port)) as second:
             second.sendall(b"again")
             for sent in (b"hello", b"again"):
-                with opened.get(timeout=5) as end:
+                with opened.get(timeout=WAIT_S) as end:
                     assert end.recv(5) == sent
     forwarder.close()
     PortForwarder(port, open_stream).close()

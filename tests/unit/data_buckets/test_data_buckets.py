@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from buckets import NAMES, SHARDS, Service, kept, opened, refused, same, sizes, total
-from cluster.harness import wait_until
+from cluster.harness import TIMEOUT_S, wait_until
 from minga.data import cache, fetching
 from minga.data.dataset import open_data
 from minga.data.shards import CLASSES, MANIFEST
@@ -138,9 +138,9 @@ def test_two_processes_fetch_each_shard_once_between_them(
                 )
             )
     said = "Waiting for another worker of this PC, which fetches "
-    wait_until(lambda: any(said in log.read_text() for log in logs), "one to wait", 60)
+    wait_until(lambda: any(said in log.read_text() for log in logs), "one to wait")
     there.tap.open.set()
-    assert [process.wait(60) for process in processes] == [0, 0], logs[0].read_text()
+    assert [process.wait(TIMEOUT_S) for process in processes] == [0, 0], logs[0].read_text()
 
     assert sum(there.tap.shards().values()) == total(shards)
     for log in logs:
