@@ -17,7 +17,7 @@ PACK = $(BIN)/python -m minga.deploy.packing --inventory $(INVENTORY)
 export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test lint check image deploy train status logs stop collect purge lan-test lan-test-long drills bench clean
+.PHONY: help setup demo plan test test-unit test-cluster lint check image deploy train status logs stop collect purge lan-test lan-test-long drills bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,13 @@ demo: setup ## Train on this PC: ps + 2 workers, real digits, under a minute
 plan: setup ## Predict what 4 to 64 PCs do for ImageNet; ARGS='--pcs 8x1000' for others
 	@$(BIN)/minga plan $(ARGS)
 
-test: setup lint ## Run every check that needs no other PC
-	$(BIN)/pytest tests --ignore=tests/lan --ignore=tests/drills
+test: test-unit test-cluster ## Run every check that needs no other PC
+
+test-unit: setup lint ## Run its first half: style, types, and each part by itself
+	$(BIN)/pytest tests --ignore=tests/lan --ignore=tests/drills --ignore=tests/cluster
+
+test-cluster: setup ## Run its second half: ps and workers on loopback
+	$(BIN)/pytest tests/cluster
 
 lint: setup .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .
