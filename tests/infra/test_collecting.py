@@ -66,8 +66,8 @@ def _lying_rsync(lab: Path) -> Path:
         f'#!/bin/sh\nrsync "$@"; cd {lab}/runs && [ -e {last} ] || exit 0\n'
         "for lie in first second; do [ -e ../$lie ] || {\n"
         f"touch ../$lie; touch -r {last} ../then\n"
-        f"printf x | dd conv=notrunc of={last}; touch -r ../then {last}; exit 0; }}; "
-        "done 2>/dev/null\n"
+        f"printf x | dd conv=notrunc of={last}\n"
+        f"touch -r ../then {last}; exit 0; }}; done 2>/dev/null\n"
     )
     liar.chmod(0o755)
     return liar

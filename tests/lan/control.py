@@ -26,7 +26,7 @@ class ControlDocker:
     def __init__(self, data: Path = STATE / _NAME) -> None:
         self.data = data
         self.env = {"DOCKER_HOST": f"unix://{SOCKET}", "DOCKER_BUILDKIT": "0"}
-        self.log = STATE / f"{_NAME}.log"
+        self.log = RUN / f"{_NAME}.log"
 
     def __enter__(self) -> Self:
         """Start dockerd and give it the image that the Dockerfile starts from."""

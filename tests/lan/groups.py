@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lan.shell import CommandError, wait_for
@@ -60,9 +60,14 @@ def kill(name: str) -> None:
         _remove(root / TOP / name)
 
 
-def kill_all() -> None:
-    """Kill all groups of a virtual LAN and remove them."""
+def kill_all(kept: Collection[str] = ()) -> None:
+    """Kill all groups of a virtual LAN but the kept ones, and remove them."""
     top = _first_root() / TOP
+    if kept:
+        for name in {path.name for root in _roots() for path in (root / TOP).glob("*/")}:
+            if name not in kept:
+                kill(name)
+        return
     if top.exists():
         (top / "cgroup.kill").write_text("1")
         wait_for("all processes of the LAN to go", lambda: not is_running(""), 30, pause_s=0.05)

@@ -13,17 +13,11 @@ from pathlib import Path
 from lan import groups
 from lan.network import Listener, Plug
 from lan.places import STATE
-from lan.prepare import SUITE, USER, root_fs
+from lan.prepare import BOOT_ENV, SUITE, USER, root_fs
 from lan.shell import CommandError, sh, wait_for
 
 KEY = STATE / "id_ed25519"
 KNOWN_HOSTS = STATE / "known_hosts"
-
-_BOOT_ENV = {
-    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-    "SYSTEMD_SECCOMP": "0",
-    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class VirtualPc:
             # Docker's own layers need a real file system below them.
             f"--bind={self.folder / 'docker'}:/var/lib/docker",
         ]
-        groups.start(self.name, boot, self.console, _BOOT_ENV)
+        groups.start(self.name, boot, self.console, BOOT_ENV)
         return self.wait_until_ready() if wait else 0.0
 
     def wait_until_ready(self, limit_s: float = 120.0) -> float:

@@ -6,18 +6,24 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from lan import groups
+from lan.disks import mount_new, unmount
 from lan.shell import CommandError, sh, wait_for
 
 STATE = Path("/var/lib/minga-lan")
 """Disks, keys, logs of the LAN that is up; gone when it is down."""
 RUN = Path("/run/minga-lan")
 """The control PC's docker socket: socket paths must be short."""
+DISK, DISK_BYTES = STATE.with_suffix(".disk"), 40 * 10**9
+"""STATE's file system, sparse."""
 IMAGES = Path("/var/lib/minga-lan-images")
 """What the control PC's docker has built: from one LAN to the next of a test run."""
+IMAGES_DISK, IMAGES_BYTES = IMAGES.with_suffix(".disk"), 40 * 10**9
+CONTROL_GROUPS = ("control", "control-builds", "ahead")
+"""Process groups of the control PC: its docker, what that builds, and who asked for it."""
 BRIDGE = "minga-lan0"
 SUBNET = "10.77.0.0/24"
 NAMESPACE_PREFIX = "minga-"
@@ -52,7 +58,7 @@ def alone() -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         sweep()
-        STATE.mkdir(parents=True)
+        mount_new(DISK, STATE, DISK_BYTES)
         RUN.mkdir(parents=True)
         try:
             yield
@@ -60,10 +66,22 @@ def alone() -> Iterator[None]:
             sweep()
 
 
+@contextlib.contextmanager
+def beside_the_control_pc() -> Iterator[None]:
+    """Hold a LAN's place where this process is `alone` already; the control PC's docker goes on."""
+    sweep(CONTROL_GROUPS)
+    mount_new(DISK, STATE, DISK_BYTES)
+    try:
+        yield
+    finally:
+        sweep(CONTROL_GROUPS)
+
+
 def empty_images() -> None:
     """Remove the images that are kept between LANs."""
     with alone():  # a killed run's dockerd, and its mounts, may still hold them
-        sh("rm", "-rf", "--one-file-system", str(IMAGES), timeout_s=300)
+        unmount(IMAGES)
+        sh("rm", "-rf", "--one-file-system", str(IMAGES), str(IMAGES_DISK), timeout_s=300)
 
 
 def let_the_pcs_out() -> None:
@@ -79,11 +97,15 @@ def let_the_pcs_out() -> None:
         sh("iptables", "-w", "-t", table, "-I", chain, *rule)
 
 
-def sweep() -> None:
-    """Remove every process, mount, namespace, link, rule and folder of a virtual LAN."""
-    groups.kill_all()
+def sweep(kept: Collection[str] = ()) -> None:
+    """Remove every process, mount, namespace, link, rule and folder of a virtual LAN.
+
+    With groups to keep, these processes and what is theirs stay: RUN, and the mounts in IMAGES.
+    """
+    groups.kill_all(kept)
     _forget_machines()
-    _unmount_all()
+    folders = (STATE,) if kept else (STATE, RUN)
+    _unmount_all(folders if kept else (*folders, IMAGES))
     for name in _namespaces():
         sh("ip", "netns", "del", name, check=False)
     if Path("/sys/class/net", BRIDGE).exists():
@@ -94,8 +116,11 @@ def sweep() -> None:
     with contextlib.suppress(FileNotFoundError):
         for name, value in json.loads(_SYSCTLS.read_text()).items():
             (Path("/proc/sys") / name).write_text(value)
+    unmount(STATE)
     # Never across a mount that outlived the above: it may hold somebody's files.
-    sh("rm", "-rf", "--one-file-system", str(STATE), str(RUN), timeout_s=300)
+    sh("rm", "-rf", "--one-file-system", *map(str, folders), timeout_s=300)
+    if not kept:  # else the next LAN's is made on it
+        sh("rm", "-f", str(DISK), timeout_s=300)
 
 
 def _forget_machines() -> None:
@@ -111,18 +136,18 @@ def _namespaces() -> list[str]:
     return [line.split()[0] for line in lines if line.startswith(NAMESPACE_PREFIX)]
 
 
-def _unmount_all() -> None:
-    """Unmount below our folders, the newest first; a mount may stay busy for a moment."""
+def _unmount_all(folders: Sequence[Path]) -> None:
+    """Unmount below these folders, the newest first; a mount may stay busy for a moment."""
 
     def none_left() -> bool:
-        for place in reversed(_mounts()):
+        for place in reversed(_mounts(folders)):
             sh("umount", place, check=False)
-        return not _mounts()
+        return not _mounts(folders)
 
-    wait_for(f"mounts below {STATE}, {RUN} and {IMAGES} to go", none_left, 20)
+    wait_for(f"mounts below {', '.join(map(str, folders))} to go", none_left, 20)
 
 
-def _mounts() -> list[str]:
-    ours = tuple(f"{folder}/" for folder in (STATE, RUN, IMAGES))
+def _mounts(folders: Sequence[Path]) -> list[str]:
+    ours = tuple(f"{folder}/" for folder in folders)
     places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     return [place for place in places if place.startswith(ours)]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +61,14 @@ _PLAIN = (
     "zstd",
 )
 
-_RECIPE = 1
+BOOT_ENV = {
+    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+    "SYSTEMD_SECCOMP": "0",
+    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1",
+}
+"""What systemd-nspawn needs on a host that may not run systemd."""
+
+_RECIPE = 2
 """Goes into every cached name: raise it when a hook below changes."""
 
 _SLIM = ("doc/*", "man/*", "info/*", "locale/*", "lintian/*")
@@ -93,16 +102,28 @@ def prepare() -> Prepared:
     if os.geteuid() != 0:
         raise PermissionError("the virtual LAN boots PCs: it needs root")
     check_disk()
-    seconds = {}
-    for name, make in (
-        ("host packages", install_host_packages),
-        ("root file system", root_fs),
-        ("base image", base_image),
-    ):
-        start = time.monotonic()
-        make()
-        seconds[name] = time.monotonic() - start
+    start = time.monotonic()
+    install_host_packages()
+    seconds = {"host packages": time.monotonic() - start}
+    with ThreadPoolExecutor(2) as pool:  # Debian 12 has nothing in common with the others
+        made = [pool.submit(_timed, make) for make in (_all_of_today, _old_root_fs)]
+        seconds |= {"Debian 13 and the base image": made[0].result(), "Debian 12": made[1].result()}
     return Prepared(root_fs(), base_image(), seconds)
+
+
+def _all_of_today() -> None:
+    root_fs()
+    base_image()
+
+
+def _old_root_fs() -> None:
+    root_fs("bookworm")
+
+
+def _timed(make: Callable[[], object]) -> float:
+    start = time.monotonic()
+    make()
+    return time.monotonic() - start
 
 
 def check_disk(folder: Path = CACHE) -> None:
@@ -149,80 +170,106 @@ def _no_services() -> Iterator[None]:
 
 def root_fs(suite: str = SUITE, *, docker: bool = True) -> Path:
     """Return a PC's root file system, made when it is not there."""
-    packages = (*_DOCKER[suite], *_PLAIN) if docker else _PLAIN
-    return _cached("rootfs", packages, _PC_HOOKS, is_folder=True, suite=suite)
+    if suite != SUITE:
+        packages = (*_DOCKER[suite], *_PLAIN) if docker else _PLAIN
+        return _bootstrapped("rootfs", suite, packages, _PC_HOOKS)
+    plain = _grown("rootfs", _seed(), _PLAIN, _PC_HOOKS)
+    return _grown("rootfs", plain, _DOCKER[suite], ()) if docker else plain
 
 
 def base_image() -> Path:
     """Return a tar to ``docker import`` as the official slim image that no registry serves here."""
-    hooks = []
+    seed = _seed()
     pip_settings = Path("/etc/pip.conf")
-    if pip_settings.exists() and "file:" not in pip_settings.read_text():
-        # How this host reaches the package index, certificate included, holds in a build too.
-        hooks.append(f"upload {pip_settings} /etc/pip.conf")
-    return _cached("base", ("ca-certificates",), tuple(hooks), is_folder=False)
+    # How this host reaches the package index, certificate included, holds in a build too.
+    taken = pip_settings.exists() and "file:" not in pip_settings.read_text()
+    settings = pip_settings.read_text() if taken else ""
+    tar = ("tar", "--create", "--numeric-owner", "--xattrs", "--file")
+
+    def make(target: Path) -> None:
+        sh(*tar, str(target), "--directory", str(seed), ".", timeout_s=120)
+        if taken:
+            add = ("--append", "--owner=0", "--group=0", "--file", str(target))
+            sh("tar", *add, "--directory", "/etc", "--transform", "s|^|./etc/|", pip_settings.name)
+
+    return _cached("base", (seed.name, settings), ".tar", make)
 
 
-def _cached(
-    kind: str,
-    packages: tuple[str, ...],
-    hooks: tuple[str, ...],
-    is_folder: bool,
-    suite: str = SUITE,
-) -> Path:
+def _seed() -> Path:
+    """Return the smallest Debian that knows this host's certificates: all others start from it."""
+    return _bootstrapped("seed", SUITE, ("ca-certificates",), ())
+
+
+def _bootstrapped(kind: str, suite: str, packages: tuple[str, ...], hooks: tuple[str, ...]) -> Path:
+    """Return a tree that mmdebstrap makes from nothing."""
     certificates = _own_certificates()
-    sources, options = _apt_sources(suite), _apt_options()
-    made_of = (_RECIPE, suite, sorted(packages), hooks, sources, options)
-    digest = hashlib.sha256(repr(made_of).encode())
-    for certificate in certificates:
-        digest.update(certificate.read_bytes())
-    target = CACHE / f"{kind}-{digest.hexdigest()[:12]}{'' if is_folder else '.tar'}"
+    contents = [path.read_bytes() for path in certificates]
+    made_of = (suite, sorted(packages), hooks, _apt_sources(suite), _apt_options(), contents)
+    hooks = (*_certificate_hooks(certificates), *hooks)
+    return _cached(kind, made_of, "", lambda target: _bootstrap(target, suite, packages, hooks))
+
+
+def _grown(kind: str, below: Path, packages: tuple[str, ...], hooks: tuple[str, ...]) -> Path:
+    """Return a copy of a tree with more packages."""
+    script = (
+        "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; "
+        f"apt-get -qq install -y --no-install-recommends {' '.join(packages)}; "
+        "apt-get clean; rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin"
+    )
+    nspawn = ("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-users=no")
+
+    def make(target: Path) -> None:
+        sh("cp", "--archive", str(below), str(target), timeout_s=120)
+        inside = (f"--directory={target}", "--resolv-conf=bind-host", "--pipe", "sh", "-euc")
+        sh(*nspawn, *inside, script, timeout_s=900, env=BOOT_ENV)
+        for hook in hooks:
+            sh("sh", "-euc", hook, "hook", str(target))
+
+    return _cached(kind, (below.name, sorted(packages), hooks), "", make)
+
+
+def _cached(kind: str, made_of: object, suffix: str, make: Callable[[Path], None]) -> Path:
+    """Return what is made of this, made if it is not there; it has its name only when complete."""
+    digest = hashlib.sha256(repr((_RECIPE, made_of)).encode()).hexdigest()[:12]
+    name = f"{kind}-{digest}{suffix}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+    with (CACHE / f"lock-{name}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            hooks = (*_certificate_hooks(certificates), *hooks)
-            _bootstrap(target, suite, packages, hooks, sources, options)
-    return target
+        if not (CACHE / name).exists():
+            for left_over in CACHE.glob(f"making-{name}-*"):
+                sh("rm", "-rf", "--one-file-system", str(left_over))
+            folder = Path(tempfile.mkdtemp(dir=CACHE, prefix=f"making-{name}-"))
+            try:
+                make(folder / name)
+                (folder / name).rename(CACHE / name)
+            finally:
+                sh("rm", "-rf", "--one-file-system", str(folder))
+    return CACHE / name
 
 
-def _bootstrap(
-    target: Path,
-    suite: str,
-    packages: tuple[str, ...],
-    hooks: tuple[str, ...],
-    sources: str,
-    options: tuple[str, ...],
-) -> None:
-    """Run mmdebstrap; the target has its name only when it is complete."""
-    for left_over in CACHE.glob("making-*"):
-        sh("rm", "-rf", "--one-file-system", str(left_over))
-    folder = Path(tempfile.mkdtemp(dir=CACHE, prefix="making-"))
-    half_made = folder / target.name
+def _bootstrap(target: Path, suite: str, packages: tuple[str, ...], hooks: tuple[str, ...]) -> None:
+    """Run mmdebstrap."""
     # In a namespace that dies with its first process: a Ctrl-C leaves no mount and no process.
     alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    try:
-        sh(
-            *alone,
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=minbase",
-            f"--include={','.join(packages)}",
-            *(f"--aptopt={option}" for option in options),
-            *(f"--dpkgopt=path-exclude=/usr/share/{part}" for part in _SLIM),
-            "--dpkgopt=force-unsafe-io",
-            *(f"--customize-hook={hook}" for hook in hooks),
-            suite,
-            str(half_made),
-            "-",
-            text_in=sources,
-            timeout_s=1200,
-        )
-        half_made.rename(target)
-    finally:
-        sh("rm", "-rf", "--one-file-system", str(folder))
+    sh(
+        *alone,
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join(packages)}",
+        *(f"--aptopt={option}" for option in _apt_options()),
+        *(f"--dpkgopt=path-exclude=/usr/share/{part}" for part in _SLIM),
+        "--dpkgopt=force-unsafe-io",
+        *(f"--customize-hook={hook}" for hook in hooks),
+        suite,
+        str(target),
+        "-",
+        text_in=_apt_sources(suite),
+        timeout_s=1200,
+    )
 
 
+@functools.cache
 def _apt_sources(suite: str) -> str:
     """Return the host's own mirrors, for the PC's suite: no mirror's name stands in this file."""
     code_name = _host_code_name()
@@ -246,6 +293,7 @@ def _host_code_name() -> str:
     raise CommandError("/etc/os-release has no VERSION_CODENAME: the virtual LAN wants Debian")
 
 
+@functools.cache
 def _apt_options() -> tuple[str, ...]:
     """Return how the host's apt reaches its mirrors: proxies, certificates, date checks."""
     kept = ("Acquire::http", "Acquire::https", "Acquire::Check", "Acquire::Retries")

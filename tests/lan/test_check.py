@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lan.checking import PORT, Project, states
@@ -135,6 +136,7 @@ def test_the_printed_commands_mend_it_and_the_line_to_the_ps_is_tried(
         lan.ps.run(rows["pc1"][f"port {PORT}"]["fix"])
         lan.pcs["bare"].run(docker_command(["debian"]), timeout_s=300)
         rows = project.checked()
+    assert rows["pc1"][f"port {PORT}"]["detail"] == "free"
     for worker in (rows["pc2"], rows["bare"]):
         assert states(worker, "WARN") == {"data"}, "what deploy brings"
         assert states(worker, "PASS") >= {"docker", "compose", "ps", "bandwidth"}
@@ -208,7 +210,7 @@ def test_minga_s_own_ps_may_hold_the_port_and_another_container_may_not(
     fix = project.checked("LIMIT=pc1", expected=2)["pc1"][f"port {PORT}"]["fix"]
     assert fix == "sudo systemctl stop web.service"
     lan.ps.run(fix)
-    assert project.checked("LIMIT=pc1")["pc1"][f"port {PORT}"]["detail"] == "free"
+    wait_for("it to be free", lambda: not listens(), 20)
 
 
 def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_path: Path) -> None:
@@ -308,25 +310,29 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
 
 
 def test_data_there_are_compared_with_those_here(project: Project, lan: VirtualLan) -> None:
-    pc, name = lan.pcs["pc2"], project.data.name
+    """pc2 is sent them; bare has a folder of its own."""
+    pc, bare, name = lan.pcs["pc2"], lan.pcs["bare"], project.data.name
     folder, images = f"/opt/minga/data/{name}", "/opt/images"
-    row = project.checked("LIMIT=pc2")["pc2"]["data"]  # and now they are packed here
-    assert row["state"] == "WARN"
+
+    def rows() -> list[dict[str, Any]]:
+        own = ("10.77.0.13", f"10.77.0.13 data_folder={images}")
+        with edited(project.inventory, own):
+            found = project.checked("LIMIT=pc2,bare")
+        return [found["pc2"]["data"], found["bare"]["data"]]
+
+    assert project.checked("LIMIT=pc2")["pc2"]["data"]["state"] == "WARN"  # now packed here
     pc.send(project.folder / "build" / "data" / name, "")
     pc.sudo(f"mkdir -p /opt/minga/data && mv ~lab/{name} {folder}")
-    row = project.checked("LIMIT=pc2")["pc2"]["data"]
-    assert row["state"] == "PASS"
-    pc.send(project.data, "")
-    pc.sudo(f"mv ~lab/{name} {images}")
-    with edited(project.inventory, ("10.77.0.12", f"10.77.0.12 data_folder={images}")):
-        row = project.checked("LIMIT=pc2")["pc2"]["data"]
-        assert row["state"] == "PASS", "the images that the pack was made of"
-        pc.sudo(f"rm $(find {images} -type f | head -1)")
-        row = project.checked("LIMIT=pc2")["pc2"]["data"]
-        assert row["state"] == "WARN", "control: they are looked at"
+    bare.send(project.data, "")
+    bare.sudo(f"mv ~lab/{name} {images}")
+    there, own = rows()
+    assert there["state"] == "PASS"
+    assert own["state"] == "PASS", "the images that the pack was made of"
     pc.sudo(f"printf x | dd conv=notrunc bs=1 seek=9 of=$(find {folder} -type f | head -1)")
-    row = project.checked("LIMIT=pc2")["pc2"]["data"]
-    assert (row["state"], row["fix"]) == ("WARN", "make deploy"), "a byte is enough"
+    bare.sudo(f"rm $(find {images} -type f | head -1)")
+    there, own = rows()
+    assert (there["state"], there["fix"]) == ("WARN", "make deploy"), "a byte is enough"
+    assert own["state"] == "WARN", "control: they are looked at"
     edit = ("10.77.0.12", "10.77.0.12 data_folder=/mnt/flowers")
     with edited(project.inventory, edit):
         row = project.checked("LIMIT=pc2", expected=2)["pc2"]["data"]

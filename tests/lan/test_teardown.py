@@ -17,7 +17,7 @@ from lan.virtual import VirtualLan
 
 from support import ROOT
 
-pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800), pytest.mark.usefixtures("own_turn")]
 
 ONE_PC = """
 import signal
@@ -36,11 +36,13 @@ with VirtualLan([PcSpec("pc1", 11)]) as lan, ControlDocker(IMAGES / "teardown"):
 def _traces() -> list[str]:
     """Return what of a LAN is on the host: processes, mounts, links, rules, folders, groups."""
     mounts = Path("/proc/mounts").read_text().splitlines()
+    mounts = [line for line in mounts if line.split()[1] != str(places.IMAGES)]  # the next one's
     links = sh("ip", "-o", "link").stdout.splitlines()
     found = [line for line in mounts if "minga-lan" in line or "/netns/minga-" in line]
     found += [line for line in links if places.BRIDGE in line or " mg-" in line]
     found += [line for line in sh("iptables-save").stdout.splitlines() if places.BRIDGE in line]
-    found += [str(place) for place in (places.STATE, places.RUN) if place.exists()]
+    kept = (places.STATE, places.DISK, places.RUN)
+    found += [str(place) for place in kept if place.exists()]
     found += map(str, [*places.NSPAWN.glob("propagate/minga-*"), *places.NSPAWN.glob("locks/*")])
     found += [str(place) for place in Path("/sys/fs/cgroup").glob("**/minga-lan")]
     return found
@@ -63,6 +65,7 @@ def _start_a_lan() -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_end_takes_everything_along(
     prepared: Prepared, images: Path, ending: signal.Signals

@@ -6,7 +6,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,19 +29,24 @@ class VirtualLan:
     ``with`` as Ctrl-C does.
     """
 
-    def __init__(self, specs: Sequence[PcSpec] = PS_AND_TWO_WORKERS) -> None:
+    def __init__(
+        self,
+        specs: Sequence[PcSpec] = PS_AND_TWO_WORKERS,
+        turn: Callable[[], AbstractContextManager[None]] = places.alone,
+    ) -> None:
         self.pcs = {spec.name: VirtualPc(spec) for spec in specs}
         self.stranger = Plug("stranger", STRANGER_NUMBER, gateway=False)
         self.control_address, self.control_address6 = CONTROL
         self.key, self.known_hosts = KEY, KNOWN_HOSTS
         self.boot_s = 0.0
+        self._turn = turn
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Boot all PCs, side by side, and wait until each is ready."""
-        self._open.enter_context(_sigterm_as_ctrl_c())
+        self._open.enter_context(sigterm_as_ctrl_c())
         try:
-            self._open.enter_context(places.alone())
+            self._open.enter_context(self._turn())
             start = time.monotonic()
             self._build()
             for pc in self.pcs.values():
@@ -104,7 +110,7 @@ class VirtualLan:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
     """A stopped CI job ends as Ctrl-C does: with the tear-down."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -7,6 +7,8 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,7 @@ EXTRAS = [
     Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra
 ]
 SCRIPTS = ("start_ps.sh", "start_worker.sh")
+HALVES = ("test-unit", "test-cluster")
 
 
 def _pins() -> dict[str, str]:
@@ -278,14 +281,42 @@ def test_ci_runs_all_tests_from_any_folder(tmp_path: Path) -> None:
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     ended = _run(ROOT / ".ci" / "run", cwd=Path("/"), env={"PATH": path})
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-6:] == [
-        str(ROOT),
-        "make --no-print-directory test",
-        str(ROOT),
-        "make --no-print-directory drills TIMES=1 SEEDS=2",
-        str(ROOT),
-        "make --no-print-directory lan-test",
+    said = ended.stdout.splitlines()[-10:]
+    assert said[::2] == [str(ROOT)] * 5
+    assert [line.removeprefix("make --no-print-directory ") for line in said[1::2]] == [
+        "setup DEV=1 .venv/.minga-deploy .venv/.minga-deploy-checks",
+        "lint test-unit",
+        "test-cluster",
+        "drills TIMES=1 SEEDS=2",
+        "lan-test",
     ]
+
+
+def test_the_two_halves_of_make_test_are_make_test() -> None:
+    printed = _run("make", "-C", ROOT, "--dry-run", "test", cwd=ROOT).stdout
+    halves = [_run("make", "-C", ROOT, "--dry-run", half, cwd=ROOT).stdout for half in HALVES]
+    assert [line for line in printed.splitlines() if "pytest" in line] == [
+        line for half in halves for line in half.splitlines() if "pytest" in line
+    ]
+    named = {name for line in printed.splitlines() for name in re.findall(r" tests/(\w+)", line)}
+    folders = {each.parent.name for each in (ROOT / "tests").glob("*/test_*.py")}
+    assert named == folders - {"lan", "drills"}, "these have targets of their own"
+
+
+def test_ci_ends_with_a_clock_and_pytests_own_line(tmp_path: Path) -> None:
+    """As its last part does, with no test."""
+    notes = tmp_path / "clock"
+    begun_s = int(time.time()) - 3600
+    notes.write_text(f"{begun_s} set-up\n{begun_s + 65} lint and unit tests\n{begun_s + 300} LAN\n")
+    words = (sys.executable, "-m", "pytest", "tests/lan/test_gpu_pc.py", "-m", "lan and not long")
+    ended = _run(*words, cwd=ROOT, env={"MINGA_CLOCK": str(notes)})
+    *_, title, set_up, unit, lan, together, last = ended.stdout.splitlines()
+    assert "what each part took" in title
+    assert set_up.split() == ["set-up", "1", "min", "05", "s"]
+    assert unit.split() == ["lint", "and", "unit", "tests", "3", "min", "55", "s"]
+    assert lan.split()[:3] == ["LAN", "55", "min"]
+    assert together.split()[:3] == ["all", "60", "min"]
+    assert re.search(r"deselected in [\d.]+s", last)
 
 
 def test_ci_fails_when_make_test_fails(tmp_path: Path) -> None:
