@@ -19,7 +19,7 @@ from cluster.harness import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="awaits ends by pidfd (Linux)"),
 ]
 
@@ -31,6 +31,7 @@ WITHOUT_WATCH = (
 )
 """The children do not watch their parent: as it was before."""
 STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGKILL: -9}
+START_S = 240
 PROCESSES = 3 + 1 + 2
 """A ps and two workers; the ps's fork server; two sessions. More may be there."""
 
@@ -46,7 +47,12 @@ class Demo:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(lambda: self._trains(folder / "runs"), "both workers to push")
+        self._runs = folder / "runs"
+        self._ends: dict[int, int] = {}
+
+    def wait_in_mid_run(self) -> None:
+        """Return when both workers push; note all that was started."""
+        wait_until(self._trains, "both workers to push", START_S)
         started = psutil.Process(self.process.pid).children(recursive=True)
         self.started = {each.pid: " ".join(each.cmdline()) for each in started}
         self._ends = {os.pidfd_open(pid): pid for pid in self.started}
@@ -72,9 +78,9 @@ class Demo:
         self.process.kill()
         self.process.wait()
 
-    @staticmethod
-    def _trains(runs: Path) -> bool:
-        told = "".join(each.read_text() for each in runs.glob("*/events.jsonl"))
+    def _trains(self) -> bool:
+        assert self.process.poll() is None
+        told = "".join(each.read_text() for each in self._runs.glob("*/events.jsonl"))
         events = map(json.loads, told.rpartition("\n")[0].splitlines())
         return {event["rank"] for event in events if event["kind"] == "push"} >= {1, 2}
 
@@ -82,8 +88,11 @@ class Demo:
 @pytest.fixture
 def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
     running = Demo(tmp_path, getattr(request, "param", DEMO))
-    yield running
-    running.close()
+    try:
+        running.wait_in_mid_run()
+        yield running
+    finally:
+        running.close()
 
 
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
