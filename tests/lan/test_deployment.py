@@ -247,7 +247,10 @@ def test_collect_brings_checkpoints_and_statistics_home(
     found = audit(lines, seed=0, samples=TRAIN, epochs=EPOCHS)
     note(accuracy=summary["best_val_accuracy"], ledger_exact=found.exact)
     assert found.exact, found.problems
-    assert not audit(lines[1:], seed=0, samples=TRAIN, epochs=EPOCHS).exact, "the audit can fail"
+    assert _audited(run) == 0
+    (run / "journal.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    assert _audited(run) == 1, "control: one push is missing"
+    (run / "journal.jsonl").write_text("\n".join(lines) + "\n")
     assert summary["best_val_accuracy"] > 0.4
 
     best = run / "checkpoints" / "best.pth"
@@ -256,6 +259,12 @@ def test_collect_brings_checkpoints_and_statistics_home(
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     measured = json.loads(ended.stdout)
     assert measured["accuracy"] == measured["reported_accuracy"] == summary["best_val_accuracy"]
+
+
+def _audited(run: Path) -> int:
+    """Run `minga audit` on a collected run; return its exit status."""
+    command = [sys.executable, "-m", "minga", "audit", str(run)]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
 
 
 def test_nothing_of_the_secret_is_in_what_docker_shows(
