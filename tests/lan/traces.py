@@ -34,5 +34,6 @@ def traces(pc: VirtualPc) -> list[str]:
 
 def differences(before: list[str], after: list[str]) -> list[str]:
     """Return what came with a + and what went with a -."""
-    came = [f"+ {line}" for line in after if line not in set(before)]
-    return came + [f"- {line}" for line in before if line not in set(after)]
+    there, still = set(before), set(after)  # once: there are tens of thousands of lines
+    came = [f"+ {line}" for line in after if line not in there]
+    return came + [f"- {line}" for line in before if line not in still]
