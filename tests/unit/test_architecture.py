@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": {"console", "data", "errors", "protocol", "settings", "transport"},
     "evaluate": {"data", "errors", "ps", "settings", "tasks", "worker"},
     "export": {"ps"},
+    "audit": {"errors", "ps"},
     "demo": {"console", "data", "errors", "observe", "settings", "transport"},
     "__main__": {"cli"},
     "child": {"cli"},

@@ -344,7 +344,7 @@ def test_a_token_and_a_token_file_together_are_refused(
     roles: _Roles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["worker", "--address=a", "--token=t", "--token-file=f"]) == 2
-    assert "give one?" in capsys.readouterr().err
+    assert "; give one" in capsys.readouterr().err
     assert roles.worker is None
 
 
