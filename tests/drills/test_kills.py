@@ -39,7 +39,8 @@ PS = ("checkpoint", "epoch", "join", "validation")
 SESSION = ("apply", "reply")
 KILLS = 5
 KILLS_EPOCHS = 4
-MOST_WAIT_S = 1.0
+MOST_WAIT_S = SILENCE_S / 2
+"""The faults that it looks for (a lock that its dead holder keeps) take SILENCE_S or longer."""
 
 
 def utc(time: str) -> float:
