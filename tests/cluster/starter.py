@@ -8,7 +8,6 @@ the start scripts, of the demo and between network namespaces start Python itsel
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -87,6 +86,7 @@ class Starter:
     def start(self, words: list[str], log: Path, cwd: Path, env: dict[str, str]) -> Started:
         """Start ``python words...`` in a session of its own."""
         asked = {"words": words, "log": str(log), "cwd": str(cwd), "env": env}
+        log.touch()
         with self._lock:
             self._line.sendall(json.dumps(asked).encode() + b"\n")
             while (pid := self._take().get("started")) is None:
@@ -168,7 +168,7 @@ def _become(asked: dict[str, Any]) -> None:
     """Do what Python does at its start, in a fork."""
     os.setsid()
     os.chdir(asked["cwd"])
-    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
@@ -222,7 +222,6 @@ if __name__ == "__main__":
     _line = socket.socket(fileno=int(sys.argv[1]))
     for _module in _LOADED:
         importlib.import_module(_module)
-    gc.freeze()  # a fork's collections leave these pages alone
     _asked = _serve(_line)
     _become(_asked)
     _run(_asked["words"])

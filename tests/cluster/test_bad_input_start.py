@@ -26,7 +26,6 @@ from support import RunMinga
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(180),
-    pytest.mark.xdist_group("start"),  # they share a run
 ]
 
 

@@ -141,7 +141,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run(tmp_path: Path, digits: Path) 
         lan.start_worker(1)
         assert failed(lan, "ps") == 1, lan.log("ps")
         assert "error[run-diverged]" in lan.log("ps")
-        assert "nobody else's are finite" in lan.log("ps")
+        assert "no other worker's are finite now" in lan.log("ps")
 
 
 def test_a_worker_without_memory_says_which_batch_to_try(lan: Cluster) -> None:

@@ -138,7 +138,7 @@ def test_workers_come_back_when_their_session_is_killed(
 ) -> None:
     epochs, last = 3 * EPOCHS, tmp_path / "last"
     steps = Steps(0.5, until=last)  # the run is not over before the last kill
-    started = StartedLan(lan, data, tmp_path, model="resnet18", epochs=epochs, steps=steps)
+    started = StartedLan(lan, data, tmp_path, model="small-cnn", epochs=epochs, steps=steps)
     events = started.events
     for kills in range(1, 4):
         joins = len(wait_until(lambda: events("worker_join"), "a worker"))

@@ -24,7 +24,6 @@ from support import ROOT
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(180),
-    pytest.mark.xdist_group("files"),  # they share a run
 ]
 
 SCHEMAS = sorted((ROOT / "docs" / "schema").glob("*.json"))

@@ -24,7 +24,6 @@ from minga.transport.stream import PREAMBLE_BYTES, preamble
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("strangers"),  # they share a run
 ]
 
 ATTACK = """
@@ -150,6 +149,7 @@ def test_hundreds_of_silent_visitors_keep_nobody_out(training: Cluster) -> None:
     training.kill("worker2", signal.SIGINT)
     assert training.finish("worker2") == 130
     training.wait_for("worker_left", rank=2)
+    del training.processes["worker2"]
     still_trains(training)
 
 
