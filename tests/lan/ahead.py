@@ -50,9 +50,10 @@ class ControlPc:
         project = copy_project(self._folder / "minga")
         (project / "build").mkdir()
         (project / "build" / "image").symlink_to(self.staged)
-        words = [sys.executable, "-m", "minga.deploy.image", "build"]
         own = {**docker.env, "PYTHONPATH": str(project / "src"), "COLUMNS": "200"}
-        words = ["env", f"--chdir={project}", *words]
+        # What the build has freed again is the host's again.
+        script = 'cd "$1"; "$2" -m minga.deploy.image build; fstrim "$3"'
+        words = ["sh", "-uc", script, "build", str(project), sys.executable, str(self._images)]
         groups.start(_NAME, words, self._log, {**os.environ, **own})
 
     @property
