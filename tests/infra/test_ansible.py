@@ -66,7 +66,7 @@ A = "[ps]\na ansible_host=10.0.0.1\n[workers]\n"
         ),
         (
             A + "b ansible_host=10.0.0.2\n",
-            "There is no folder FOLDER on this PC. Name the data: make deploy DATASET=",
+            "The folder FOLDER does not exist on this PC. Name the data: make deploy DATASET=",
         ),
         (
             A + "b ansible_host=10.0.0.1\n",
@@ -123,7 +123,7 @@ def test_every_known_variable_is_taken_and_data_of_its_own_need_none_here(
     assert ended.returncode == 0, ended.stdout
     path.write_text(path.read_text().replace("data_folder=1", ""))
     ended = play(path, ROOT / "ansible" / "inventory.yml", *needs_data)
-    assert "There is no folder" in ended.stdout, "control: a PC that is to be sent them"
+    assert "does not exist on this PC" in ended.stdout, "control: a PC that is to be sent them"
 
 
 # -- rendered files

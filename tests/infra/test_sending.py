@@ -58,7 +58,7 @@ def test_only_what_differs_is_sent_and_only_then_is_there_an_rsync(project: Path
 
     said = _send(project)
     assert _changed(said) == 0
-    assert "Send what differs" not in said
+    assert "Send the differences" not in said
     assert "would be sent" not in _send(project, "--check")
 
     (here / "train" / "a" / "1.png").write_text("other")
@@ -103,7 +103,7 @@ def test_data_of_the_pcs_own_are_left_alone(project: Path) -> None:
     inventory.write_text(inventory.read_text().replace("10.0.0.2", f"10.0.0.2 data_folder={own}"))
     assert f"desk-b (10.0.0.2) has no folder {own}" in " ".join(_send(project, failed=True).split())
     own.mkdir()
-    asks = "Ask this PC what it has packed"
+    asks = "Describe the packed data"
     assert asks not in _send(project)
     (project / "build" / "data" / "flowers").mkdir(parents=True)
     (project / "build" / "data" / "flowers" / "packed.json").touch()

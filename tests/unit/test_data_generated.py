@@ -132,7 +132,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, changed: dict[str
     folder = generate(tmp_path / "set", **SMALL)
     before = files(folder)
 
-    with pytest.raises(UsageError, match=f"{folder} is there already") as raised:
+    with pytest.raises(UsageError, match=f"{folder} already exists") as raised:
         generate(folder, **{**SMALL, **changed})
 
     assert raised.value.code == "folder-in-use"
@@ -143,7 +143,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, changed: dict[str
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path: Path, content: str) -> None:
     (tmp_path / "generated.json").write_text(content, encoding="latin-1")
 
-    with pytest.raises(UsageError, match=f"{tmp_path} is there already"):
+    with pytest.raises(UsageError, match=f"{tmp_path} already exists"):
         generate(tmp_path, **SMALL)
 
     assert list(files(tmp_path)) == ["generated.json"]
@@ -152,7 +152,7 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path: Path, content: st
 @pytest.mark.parametrize("make", [lambda path: generate(path, **SMALL), prepare_digits])
 def test_a_file_in_the_way_is_refused(tmp_path: Path, make: Any) -> None:
     (tmp_path / "set").write_text("mine")
-    with pytest.raises(UsageError, match="set is there already") as raised:
+    with pytest.raises(UsageError, match="set already exists") as raised:
         make(tmp_path / "set")
     assert raised.value.code == "folder-in-use"
     assert (tmp_path / "set").read_text() == "mine"
@@ -247,7 +247,7 @@ def test_digits_refuse_a_foreign_folder_and_an_incomplete_one(digits: Path, tmp_
     before = files(foreign)
     assert len(before) == 1796
 
-    with pytest.raises(UsageError, match=f"{foreign} is there already") as raised:
+    with pytest.raises(UsageError, match=f"{foreign} already exists") as raised:
         prepare_digits(foreign)
 
     assert raised.value.code == "folder-in-use"

@@ -228,7 +228,7 @@ def test_a_shard_that_arrives_damaged_is_fetched_once_more(
 
     shutil.rmtree(tmp_path / "cache")
     there.tap.spoiled = 100
-    assert "arrives damaged" in refused(put, "data-corrupt")
+    assert "arrived damaged" in refused(put, "data-corrupt")
     assert not kept(tmp_path, "*.tar")
 
 
