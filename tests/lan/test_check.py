@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from lan.checking import PORT, Project, states
-from lan.pc import KNOWN_HOSTS, PcSpec, VirtualPc
+from lan.pc import KNOWN_HOSTS, PcSpec, VirtualPc, hang_up
 from lan.shell import sh, wait_for
 from lan.virtual import VirtualLan
 
@@ -343,6 +343,7 @@ def test_a_ps_that_is_off_keeps_nobody_else_from_being_checked(
     project: Project, lan: VirtualLan
 ) -> None:
     lan.ps.power_off()
+    hang_up(lan.ps)
     rows = project.checked("LIMIT=pc2")
     assert rows["pc2"]["ps"]["state"] == "WARN"
     assert "did not answer" in rows["pc2"]["ps"]["detail"]

@@ -13,7 +13,7 @@ import re
 import pytest
 from lan.control import ControlDocker
 from lan.deployment import PORT, Deployment, changed, containers, note
-from lan.pc import PcSpec, VirtualPc, share_images
+from lan.pc import PcSpec, VirtualPc, hang_up, share_images
 from lan.proxy import ADDRESS as PROXY
 from lan.proxy import lab_proxy, shut_in
 from lan.shell import wait_for
@@ -247,6 +247,7 @@ def test_docker_restarted_on_a_pc_costs_it_a_join(project: Deployment, lan: Virt
 
 def test_all_pcs_off_and_on_again_resume(project: Deployment, lan: VirtualLan) -> None:
     lan.ps.power_off()
+    hang_up(lan.ps)
     refused = project.make("train", "LIMIT=pc1,pc2", expected=2)
     assert table(refused)["pc1"] == "unreachable"
     assert table(refused)["pc2"] == "not started"
