@@ -118,7 +118,7 @@ def test_the_call_after_rsync_goes_on_where_the_early_one_is(inbox: Path, start:
     incomplete = start(0, 3)
     assert incomplete.wait(LIMIT_S) == 1
     assert incomplete.stderr
-    assert "layer 1 is not there" in incomplete.stderr.read()
+    assert "without layer 1" in incomplete.stderr.read()
     assert early.wait(LIMIT_S) == 0, "it has made way"
     arrives(inbox, 1, part(1))
     arrives(inbox, 2, "minga:2")
