@@ -24,7 +24,7 @@ from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.stream import close
 
-TIMEOUT_S = 90.0
+TIMEOUT_S = 200.0
 _LOOK_S = 0.02
 _PORTS = range(10_000, 30_000)
 """Below those that systems give to outgoing connections: none of these takes a free one."""

@@ -118,7 +118,7 @@ class StartedLan:
         lines = (self.run_folder() / "journal.jsonl").read_text().splitlines()
         return audit(lines, seed=0, samples=samples, epochs=self._epochs)
 
-    def finish(self, limit_s: float = 200) -> None:
+    def finish(self, limit_s: float = 400) -> None:
         """Wait until everybody has ended well."""
         for process, log in zip(self.processes, self.logs, strict=True):
             status = process.wait(limit_s)

@@ -19,7 +19,7 @@ from minga.ps import checkpoint
 from minga.ps.journal import Journal
 from support import RunMinga
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN, EPOCHS = 1442, 25
 

@@ -15,7 +15,7 @@ from cluster.harness import cluster
 from cluster.steps import Steps
 from support import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN = 1442
 DEMO = [sys.executable, "-m", "minga", "demo", "--epochs=1", "--workers=1"]

@@ -25,7 +25,7 @@ from support import RunMinga
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
 ]
 
 

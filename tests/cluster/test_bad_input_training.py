@@ -18,7 +18,7 @@ from minga.errors import RunFailed
 from minga.ps import checkpoint
 from minga.worker.diagnostics import out_of_memory_explained
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN = 1442
 START = "from minga.cli import main; sys.exit(main())"

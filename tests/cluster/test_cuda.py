@@ -14,7 +14,7 @@ from minga.data.generated import generate
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(torch.cuda.device_count() == 0, reason="this PC has no NVIDIA GPU"),
 ]
 TRAIN, EPOCHS = 1442, 8

@@ -20,7 +20,7 @@ from minga.ps.audit import audit
 from minga.settings.schema import DataConfig
 from minga.tasks import zoo
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN, BATCH = 1442, 32
 WITHOUT_KINKS = (

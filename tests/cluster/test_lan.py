@@ -19,7 +19,7 @@ from cluster.steps import Steps
 from minga.data.generated import generate
 from minga.ps.audit import audit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
 CLASSES, PER_CLASS, VAL_PER_CLASS = 5, 80, 20
 TRAIN = CLASSES * PER_CLASS
@@ -140,13 +140,19 @@ def test_workers_come_back_when_their_session_is_killed(
     steps = Steps(0.5, until=last)  # the run is not over before the last kill
     started = StartedLan(lan, data, tmp_path, model="small-cnn", epochs=epochs, steps=steps)
     events = started.events
+
+    def both_train() -> bool:
+        """Whether both workers are in, and one has pushed since the last one came."""
+        joined, lost = events("worker_join"), events("worker_lost")
+        pushed = events("push")
+        both = len(joined) - len(lost) == 2
+        return both and bool(pushed) and pushed[-1]["time"] > joined[-1]["time"]
+
     for kills in range(1, 4):
-        joins = len(wait_until(lambda: events("worker_join"), "a worker"))
-        wait_until(lambda: events("push"), "a push")
-        session = wait_until(lambda: sessions(started.processes[0]), "a session process")[0]
-        session.kill()
-        wait_until(lambda n=kills: len(events("worker_lost")) >= n, "the loss to be noticed")
-        wait_until(lambda n=joins: len(events("worker_join")) > n, "the worker to come back")
+        wait_until(both_train, "both workers to train")
+        sessions(started.processes[0])[0].kill()
+        wait_until(lambda n=kills: len(events("worker_lost")) == n, "the loss to be noticed")
+    wait_until(both_train, "the worker to come back")
     last.touch()
     started.finish()
     assert started.audit(TRAIN).exact

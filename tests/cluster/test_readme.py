@@ -13,7 +13,7 @@ import pytest
 from cluster.harness import TIMEOUT_S, wait_until
 from support import ROOT, copy_project
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -42,7 +42,7 @@ def run(command: str, folder: Path) -> str:
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
     assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"

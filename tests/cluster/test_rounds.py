@@ -10,7 +10,7 @@ import pytest
 from cluster.harness import Cluster, Event, cluster, wait_until
 from cluster.steps import FREE, Steps
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN, EPOCHS, WORKERS = 1442, 6, 3
 RANKS = range(1, WORKERS + 1)

@@ -23,7 +23,7 @@ from support import ROOT
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
 ]
 
 SCHEMAS = sorted((ROOT / "docs" / "schema").glob("*.json"))

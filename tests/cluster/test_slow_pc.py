@@ -10,7 +10,7 @@ import pytest
 from cluster.harness import cluster
 from cluster.steps import Steps
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TRAIN, EPOCHS, LEASE_S = 1442, 2, 3.0
 STEPS, STEP_S = 60, 0.1  # a window of twice a lease, however fast this machine is

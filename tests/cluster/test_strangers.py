@@ -23,7 +23,7 @@ from minga.transport.stream import PREAMBLE_BYTES, preamble
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 ATTACK = """

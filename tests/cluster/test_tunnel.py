@@ -14,7 +14,7 @@ from cluster.netns import VirtualPc, virtual_lan
 from minga.transport.identity import Identity
 from support import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
 PORT = 30005
 JOINS = 100
