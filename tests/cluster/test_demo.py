@@ -36,6 +36,12 @@ PROCESSES = 3 + 1 + 2
 """A ps and two workers; the ps's fork server; two sessions. More may be there."""
 
 
+def _default_signals() -> None:
+    """Take signals as in a terminal: a background job's shell has it ignore Ctrl-C, nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Demo:
     """A demo in mid-run, and its whole process group."""
 
@@ -46,6 +52,7 @@ class Demo:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_default_signals,
         )
         self._runs = folder / "runs"
         self._ends: dict[int, int] = {}
