@@ -37,7 +37,7 @@ PROCESSES = 3 + 1 + 2
 
 
 def _default_signals() -> None:
-    """Take signals as in a terminal: a background job's shell has it ignore Ctrl-C, nohup SIGHUP."""
+    """Take signals as in a terminal; a background job ignores Ctrl-C, with nohup SIGHUP, too."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

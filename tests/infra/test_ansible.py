@@ -332,8 +332,8 @@ def test_a_gpu_is_handed_out_where_a_worker_is_to_use_it_and_check_only_tells(
     [
         (3, "containers run there", "on it: sudo systemctl restart docker. Then: make deploy"),
         (4, "cannot be installed (E: no way)", "curl -I http://mirror/nvidia/gpgkey must answer"),
-        (5, "cannot be configured for NVIDIA's container toolkit (E: no way)", "sudo nvidia-ctk runtime"),
-        (127, "cannot be configured for NVIDIA's container toolkit (E: no way)", "make deploy LIMIT=b"),
+        (5, "configured for NVIDIA's container toolkit (E: no way)", "sudo nvidia-ctk runtime"),
+        (127, "configured for NVIDIA's container toolkit (E: no way)", "make deploy LIMIT=b"),
         (0, "", ""),
     ],
 )
