@@ -165,7 +165,7 @@ def test_a_slow_line_and_a_firewall_are_seen(project: Project, lan: VirtualLan) 
         rows = project.checked("LIMIT=pc2,pc1")
     finally:
         lan.ps.sudo("ufw --force disable")
-    assert "shut by ufw there; deploy opens it" in rows["pc2"]["ps"]["detail"]
+    assert "blocked by ufw there; deploy opens it" in rows["pc2"]["ps"]["detail"]
     assert rows["pc2"]["ps"]["state"] == "WARN"
 
     lan.ps.sudo(f"iptables -A INPUT -p tcp --dport {PORT} -j DROP")
@@ -246,7 +246,7 @@ def test_who_cannot_be_asked_is_told_why(project: Project, lan: VirtualLan, tmp_
             assert typed["pc1"]["sudo"]["state"] == "PASS", "given one"
             lan.ps.typing(rows["pc1"]["sudo"]["fix"], f"{PASSWORD}\n")
             assert project.checked("LIMIT=pc1")["pc1"]["sudo"]["state"] == "PASS", "not asked"
-        assert "host key is not the one" in rows["pc2"]["ssh"]["detail"]
+        assert "host key differs from the known one" in rows["pc2"]["ssh"]["detail"]
         assert rows["bare"]["ssh"]["fix"] == f"ssh-copy-id -i {other} lab@10.77.0.13"
         assert rows["pc1"]["sudo"]["detail"].startswith("sudo asks for a password")
         assert rows["pc1"]["sudo"]["fix"].startswith("echo 'lab ALL=(ALL) NOPASSWD: ALL' | sudo")
@@ -304,7 +304,7 @@ def test_deploy_refuses_by_the_same_rules_and_touches_nothing(
     with edited(project.inventory, ("10.77.0.12", "10.77.0.12 cuda=cu126")):
         rows = project.checked("LIMIT=pc2,bare")
     assert states(rows["pc2"], "FAIL") == set()
-    assert "Docker cannot hand it out" in rows["pc2"]["gpu"]["detail"], "the next thing to do"
+    assert "containers get it only with" in rows["pc2"]["gpu"]["detail"], "the next thing to do"
     assert rows["pc2"]["gpu"]["fix"] == "make deploy", "it installs NVIDIA's container toolkit"
     pc.sudo("rm /usr/local/bin/nvidia-smi")
 
