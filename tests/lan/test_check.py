@@ -165,7 +165,7 @@ def test_a_slow_line_and_a_firewall_are_seen(project: Project, lan: VirtualLan) 
         rows = project.checked("LIMIT=pc2,pc1")
     finally:
         lan.ps.sudo("ufw --force disable")
-    assert "shut by ufw there; deploy opens it" in rows["pc2"]["ps"]["detail"]
+    assert "blocked by ufw there; deploy opens it" in rows["pc2"]["ps"]["detail"]
     assert rows["pc2"]["ps"]["state"] == "WARN"
 
     lan.ps.sudo(f"iptables -A INPUT -p tcp --dport {PORT} -j DROP")
