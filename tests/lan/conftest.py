@@ -42,7 +42,7 @@ def _fixtures(item: pytest.Item) -> set[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """At the end of ``.ci/run``, before pytest's last line, say what each of its parts took."""
-    notes = os.environ.get("MINGA_CLOCK")
+    notes = os.environ.get("CI_CLOCK")
     if notes:
         terminalreporter.section("what each part took")
         for line in clock(Path(notes).read_text(), time.time()):

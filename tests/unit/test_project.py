@@ -292,6 +292,12 @@ def test_ci_runs_all_tests_from_any_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_ci_exports_no_variable_that_minga_would_refuse() -> None:
+    exported = re.findall(r"^export (MINGA_\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert exported == ["MINGA_ALLOW_ROOT"]
+    assert set(exported) <= known_variables().keys()
+
+
 def test_the_two_halves_of_make_test_are_make_test() -> None:
     printed = _run("make", "-C", ROOT, "--dry-run", "test", cwd=ROOT).stdout
     halves = [_run("make", "-C", ROOT, "--dry-run", half, cwd=ROOT).stdout for half in HALVES]
@@ -309,7 +315,7 @@ def test_ci_ends_with_a_clock_and_pytests_own_line(tmp_path: Path) -> None:
     begun_s = int(time.time()) - 3600
     notes.write_text(f"{begun_s} set-up\n{begun_s + 65} lint and unit tests\n{begun_s + 300} LAN\n")
     words = (sys.executable, "-m", "pytest", "tests/lan/test_gpu_pc.py", "-m", "lan and not long")
-    ended = _run(*words, cwd=ROOT, env={"MINGA_CLOCK": str(notes)})
+    ended = _run(*words, cwd=ROOT, env={"CI_CLOCK": str(notes)})
     *_, title, set_up, unit, lan, together, last = ended.stdout.splitlines()
     assert "what each part took" in title
     assert set_up.split() == ["set-up", "1", "min", "05", "s"]
