@@ -16,7 +16,7 @@ from typing import Any
 
 from minga.console import Console, Progress, results
 from minga.data.digits import prepare_digits
-from minga.errors import Hint, RunFailed
+from minga.errors import SIGNALLED, Hint, RunFailed
 from minga.observe.folder import RunFolder
 from minga.settings.options import DemoOptions
 from minga.transport.identity import Identity
@@ -25,8 +25,6 @@ _LIMIT_S = 300.0
 _SHOW_S = 2.0
 _LOOK_S = 0.25
 _END_S = 30.0
-_ENDED_BY = 128
-"""Added to a signal's number it is the exit status, as in a shell."""
 _CHILD = "minga.child"
 _SETTINGS = {
     "model.name": "small-cnn",
@@ -151,7 +149,7 @@ def _signals_end_it() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit with a shell's status, so that clean-up runs."""
 
     def end(number: int, _: object) -> None:
-        raise SystemExit(_ENDED_BY + number)
+        raise SystemExit(SIGNALLED + number)
 
     found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -16,6 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+SIGNALLED = 128
+"""Plus a signal's number: the exit status of a process that the signal ends, as in a shell."""
+INTERRUPTED = SIGNALLED + 2
+"""Exit status after Ctrl-C."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hint:

@@ -14,10 +14,8 @@ from cyclopts import CoercionError, CycloptsError, ValidationError
 
 from minga.cli.app import build_app
 from minga.console import show_error, talk
-from minga.errors import Hint, MingaError, RunFailed, UsageError
+from minga.errors import INTERRUPTED, Hint, MingaError, RunFailed, UsageError
 from minga.settings.environment import drop_empty
-
-_INTERRUPTED = 130
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -32,7 +30,7 @@ def run(argv: Sequence[str] | None) -> int:
     except MingaError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except OSError as error:
         return _fail(_as_system_error(error) or _as_crash(error))
     except Exception as error:

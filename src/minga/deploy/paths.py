@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from minga.console import show_error
-from minga.errors import MingaError
+from minga.errors import INTERRUPTED, MingaError
 
 ROOT = Path(__file__).parents[3]
 STAGED = ROOT / "build" / "image"
 CURRENT, CONFIG = "current.json", "config.json"
 """Files of ``STAGED/<variant>``: the image's description, and its OCI configuration."""
-
-_INTERRUPTED = 130
 
 
 def described(variant: str) -> tuple[dict[str, Any], bytes]:
@@ -39,5 +37,5 @@ def run(command: Callable[[], object]) -> int:
         show_error(error)
         return error.exit_status
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     return 0

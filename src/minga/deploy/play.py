@@ -28,12 +28,12 @@ from minga.deploy.inventory import hosts_of, names_by_address
 from minga.deploy.notes import spread_out
 from minga.deploy.paths import ROOT, run
 from minga.deploy.progress import Watch
-from minga.errors import Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
+from minga.errors import INTERRUPTED, Hint, MingaError, Refused, RunFailed, Unreachable, UsageError
 
 ANSIBLE = ROOT / "ansible"
 LOCK = ROOT / ".minga" / "deploy.lock"
 
-_INTERRUPTED = (99, -2, 130)
+_INTERRUPTED = (99, -2, INTERRUPTED)
 """Exit status of ansible-playbook after Ctrl-C."""
 _ASK = "--ask-become-pass"
 

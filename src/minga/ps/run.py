@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minga.console import Console, Progress
+from minga.errors import SIGNALLED
 from minga.observe.curves import draw
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.observe.tensorboard import TensorBoard
@@ -28,8 +29,6 @@ from minga.transport.address import lan_addresses
 from minga.transport.door import listen
 from minga.transport.identity import Identity
 
-_ENDED_BY = 128
-"""Plus a signal's number: the exit status, as in a shell."""
 _EXPECTED = 2
 _PATIENCE_S = 600.0
 _LOOK_S = 2.0
@@ -78,7 +77,7 @@ async def _serve(
 
     def stop(number: int) -> None:
         if received:
-            raise SystemExit(_ENDED_BY + number)  # the second time: now
+            raise SystemExit(SIGNALLED + number)  # the second time: now
         received.append(number)
         console.say("Stopping: writing a checkpoint; press Ctrl-C again to quit now.")
         coordinator.stop()
@@ -101,7 +100,7 @@ async def _serve(
     if phase == FAILED:
         raise diverged(state.folder, state.settings, state.measured)
     _close(console, coordinator, state, phase)
-    return 0 if phase == DONE else _ENDED_BY + received[0]
+    return 0 if phase == DONE else SIGNALLED + received[0]
 
 
 def _invite(

@@ -20,7 +20,7 @@ from minga import __version__
 from minga.console import Console
 from minga.data.dataset import open_data
 from minga.data.facts import DataFacts
-from minga.errors import Hint, MingaError, Refused
+from minga.errors import INTERRUPTED, Hint, MingaError, Refused
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
 from minga.settings.options import WorkerOptions
@@ -36,7 +36,6 @@ from minga.worker.trainer import Trainer
 
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
 _SHOW_S = 10.0
-_INTERRUPTED = 130
 
 
 def run_worker(options: WorkerOptions) -> int:
@@ -98,7 +97,7 @@ class Worker:
             if outcome == DONE:
                 return self._end("done", 0)
             if outcome == "left":
-                return self._end("left", _INTERRUPTED)
+                return self._end("left", INTERRUPTED)
             self._console.line(ps="stopped", waiting_s=self._options.wait_s)
             self._leaving.wait(_BACK_OFF_S[-1])
 
@@ -273,7 +272,7 @@ class Worker:
 
     def _leave(self, *_: object) -> None:
         if self._leaving.is_set():
-            os._exit(_INTERRUPTED)  # the second time: now
+            os._exit(INTERRUPTED)  # the second time: now
         self._leaving.set()
         self._console.say("Leaving after this window; press Ctrl-C again to quit now.")
 
