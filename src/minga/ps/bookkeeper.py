@@ -129,7 +129,7 @@ class Bookkeeper:
             case "drifted":
                 return self._refused(handle, "reference drifted", 0, asked["message"])
             case "lost" | "stranger" as kind:
-                self._log_loss(kind, member, asked)
+                self._log_session(kind, member, asked)
             case other:
                 raise ValueError(f"a session asked {other!r}")
         return {}
@@ -322,8 +322,7 @@ class Bookkeeper:
         why = self.health.bad(member, self.members)
         if why is not None:
             row = self.health.row(member.rank)
-            facts = {"worker": member.name, "rank": member.rank, "host": member.host}
-            self.events.write("worker_not_finite", in_a_row=row, why=why, **facts)
+            self.events.write("worker_not_finite", in_a_row=row, why=why, **member.identity)
         if self.health.diverged:
             self.progressed()
 
@@ -332,9 +331,8 @@ class Bookkeeper:
         if failed is None:
             self.events.write("worker_left", worker=member.name, rank=member.rank)
             return
-        facts = {"worker": member.name, "rank": member.rank, "host": member.host}
         code, what = str(failed["code"]), str(failed["what"])
-        self.events.write("worker_failed", code=code, what=what, **facts)
+        self.events.write("worker_failed", code=code, what=what, **member.identity)
 
     def _work_of(self, handle: Handle) -> Message:
         member = handle.member
@@ -372,8 +370,8 @@ class Bookkeeper:
             stop=message["stop"],
         )
 
-    def _log_loss(self, kind: str, member: Member, asked: Message) -> None:
-        facts: dict[str, Any] = {"worker": member.name, "rank": member.rank, "host": member.host}
+    def _log_session(self, kind: str, member: Member, asked: Message) -> None:
+        facts = member.identity
         if kind == "lost" and member.state == LEFT:
             return  # it has left before
         if kind == "lost":

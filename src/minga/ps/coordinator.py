@@ -246,9 +246,8 @@ class Coordinator:
             for owner, samples in bookkeeper.ledger.expire(now_s).items():
                 self.events.write("lease_expired", owner=owner, samples=samples)
         if self._sessions is not None and (frozen := self._sessions.kill_frozen()) is not None:
-            member = frozen.member
-            facts = {"worker": member.name, "rank": member.rank, "host": member.host}
-            self.events.write("session_lost", reason="frozen while it held the lock", **facts)
+            why = "frozen while it held the lock"
+            self.events.write("session_lost", reason=why, **frozen.member.identity)
         self.show(self.report.publish(bookkeeper, self.refused_visitors))
 
     async def _repace(self) -> None:

@@ -63,6 +63,11 @@ class Member:
     totals: Totals = field(default_factory=Totals)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Name, rank and host, as the events about this worker have them."""
+        return {"worker": self.name, "rank": self.rank, "host": self.host}
+
+    @property
     def owner(self) -> str:
         """The name under which the ledger knows this generation's leases."""
         return f"{self.rank}.{self.generation}"
