@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 DIED = "the ps died: it was killed, or its PC went down"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RunAudit:
     """The audit of a run's folder.
 
@@ -31,9 +31,9 @@ class RunAudit:
     run_id: str
     finished: bool
     found: Audit
-    reasons: list[str] = field(default_factory=list)
-    uncounted: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    reasons: list[str]
+    uncounted: dict[str, int]
+    notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -43,17 +43,7 @@ class RunAudit:
             "finished": self.finished,
             "exact": found.exact,
             "samples": found.samples,
-            "epochs": [
-                {
-                    "epoch": each.epoch + 1,
-                    "complete": each.complete,
-                    "once": each.once,
-                    "double": each.double,
-                    "missing": each.missing,
-                    "wrong_ids": each.wrong_ids,
-                }
-                for each in found.epochs
-            ],
+            "epochs": [{**asdict(each), "epoch": each.epoch + 1} for each in found.epochs],
             "repeated": [
                 {"pushes": each.pushes, "samples": each.samples, "reason": reason}
                 for each, reason in zip(found.repeats, self.reasons, strict=True)
@@ -83,21 +73,26 @@ def audit_run(folder: Path) -> RunAudit:
     lines = list(_lines(folder / "journal.jsonl", notes)) if samples else []
     complete = epochs if finished else int(status["epoch"])
     seed = int(config["settings"]["train"]["seed"])
-    if not finished and _last_version(lines) < int(status["version"]):
+    behind = not finished and _last_version(lines) < int(status["version"])
+    found = audit(
+        lines, seed=seed, samples=samples, epochs=epochs, complete=0 if behind else complete
+    )
+    if behind:
         notes.append(
             "the journal is older than status.json (collected during training?): "
             "only epochs that are complete in the journal were judged"
         )
-        found = audit(lines, seed=seed, samples=samples, epochs=epochs, complete=0)
         for tally in found.epochs:
             tally.complete = not tally.missing
-    else:
-        found = audit(lines, seed=seed, samples=samples, epochs=epochs, complete=complete)
-    result = RunAudit(str(status["run_id"]), finished, found, notes=notes)
     events = list(_events(folder / "events.jsonl", notes))
-    result.reasons = _reasons(events, len(found.repeats))
-    result.uncounted = _uncounted(events)
-    return result
+    return RunAudit(
+        run_id=str(status["run_id"]),
+        finished=finished,
+        found=found,
+        reasons=_reasons(events, len(found.repeats)),
+        uncounted=_uncounted(events),
+        notes=notes,
+    )
 
 
 def _reasons(events: Iterable[dict[str, Any]], repeats: int) -> list[str]:

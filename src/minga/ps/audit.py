@@ -113,8 +113,8 @@ def audit(
                 found.blame(f"line {number}, push {entry['push']}: other samples than leased")
     for epoch in range(epochs):
         once, double = _coverage(spans[epoch])
-        tally = EpochTally(epoch, epoch < complete, once, double, samples - once - double)
-        tally.wrong_ids = wrong[epoch]
+        missing = samples - once - double
+        tally = EpochTally(epoch, epoch < complete, once, double, missing, wrong[epoch])
         found.epochs.append(tally)
         if double or (tally.complete and tally.missing):
             found.blame(f"epoch {epoch + 1}: {double} samples twice, {tally.missing} never")
