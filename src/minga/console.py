@@ -75,6 +75,11 @@ class _Stderr:
         return getattr(sys.stderr, name)
 
 
+def print_result(text: object) -> None:
+    """Print a text on stdout as it is: no markup, no wrapping."""
+    results().print(str(text), markup=False, soft_wrap=True)
+
+
 def show_error(error: MingaError) -> None:
     """Print what went wrong, what to check, and where to read more."""
     talk().print(f"[bad]error\\[{error.code}][/bad]:", Text(error.what), soft_wrap=True)

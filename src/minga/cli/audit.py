@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from minga.console import results
+from minga.console import print_result
 
 if TYPE_CHECKING:
     from minga.audit import RunAudit
@@ -28,10 +28,10 @@ def audit(run: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False
 
     audited = audit_run(run if run.exists() or not (_RUNS / run).exists() else _RUNS / run)
     if json:
-        _print(json_format.dumps(audited.to_dict(), indent=2))
+        print_result(json_format.dumps(audited.to_dict(), indent=2))
     else:
         for label, text in _rows(audited):
-            _print(f"{label:10} {text}")
+            print_result(f"{label:10} {text}")
     return 0 if audited.found.exact else 1
 
 
@@ -65,7 +65,3 @@ def _counts(tally: EpochTally) -> str:
         f"{tally.once} once, {tally.double} twice or more, {tally.missing} never, "
         f"{tally.wrong_ids} with other ids"
     )
-
-
-def _print(text: str) -> None:
-    results().print(text, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from minga.console import results
+from minga.console import print_result
 from minga.settings.schema import DataConfig
 
 
@@ -36,11 +36,11 @@ def evaluate(
     source = DataConfig(path=data) if data else None
     measured = evaluate_checkpoint(checkpoint, source, device, batch_size)
     if json:
-        results().print(json_format.dumps(measured), markup=False, soft_wrap=True)
+        print_result(json_format.dumps(measured))
         return
     for name, value in measured.items():
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        results().print(f"{name:20} {text}", markup=False, soft_wrap=True)
+        print_result(f"{name:20} {text}")
 
 
 def export(checkpoint: Path, /, *, out: Path | None = None) -> None:
@@ -52,4 +52,4 @@ def export(checkpoint: Path, /, *, out: Path | None = None) -> None:
     """
     from minga.export import export_checkpoint
 
-    results().print(str(export_checkpoint(checkpoint, out)), markup=False, soft_wrap=True)
+    print_result(export_checkpoint(checkpoint, out))

@@ -17,7 +17,7 @@ from minga.cli.settings_flags import (
     config_file,
     given_flags,
 )
-from minga.console import results
+from minga.console import print_result, results
 from minga.settings.environment import known_variables
 from minga.settings.fields import NONE
 from minga.settings.sources import resolve_settings
@@ -48,7 +48,7 @@ def show(
         section, name = key.split(".")
         shown[key] = {"value": sections[section][name], "source": source}
     if json:
-        results().print(json_format.dumps(shown, indent=2), markup=False, soft_wrap=True)
+        print_result(json_format.dumps(shown, indent=2))
         return
     table = Table("SETTING", "VALUE", "SOURCE", box=None, pad_edge=False, header_style="heading")
     for key, row in shown.items():

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from minga.console import Counting, results
+from minga.console import Counting, print_result
 from minga.settings.schema import DataConfig, DataFormat
 
 app = App(name="data", help="Prepare, pack and verify training data.", sort_key=4)
@@ -50,7 +50,7 @@ def digits(*, out: Path = Path("data/digits")) -> None:
     """
     from minga.data.digits import prepare_digits
 
-    _print(prepare_digits(out))
+    print_result(prepare_digits(out))
 
 
 @prepare.command
@@ -66,7 +66,7 @@ def generated(
     from minga.data.generated import generate
 
     generate(out, **asdict(options))
-    _print(out)
+    print_result(out)
 
 
 @app.command
@@ -82,7 +82,7 @@ def pack(folder: str, /, *, out: Path, val_path: str | None = None) -> None:
 
     with Counting("packing") as counting:
         write_pack(DataConfig(path=folder, val_path=val_path), out, report=counting)
-    _print(out)
+    print_result(out)
 
 
 @app.command
@@ -104,8 +104,4 @@ def verify(
 
     data = open_data(DataConfig(path=path, val_path=val_path, format=format))
     for name, value in data.facts.to_dict().items():
-        _print(f"{name:16} {value}")
-
-
-def _print(text: object) -> None:
-    results().print(str(text), markup=False, soft_wrap=True)
+        print_result(f"{name:16} {value}")

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from rich.table import Table
 from rich.text import Text
 
-from minga.console import duration, results
+from minga.console import duration, print_result, results
 from minga.plan.outcome import COMPUTE
 from minga.settings.options import optional
 from minga.settings.schema import Codec, InFlight
@@ -106,7 +106,7 @@ def plan(
                 {"change": each.what, "samples_per_s": each.samples_per_s} for each in changes
             ],
         }
-        results().print(json_format.dumps(shown, indent=2), markup=False, soft_wrap=True)
+        print_result(json_format.dumps(shown, indent=2))
         return
     _say(_headline(run, lan, scenarios[0]))
     results().print(_table(outcomes, run.epochs))
@@ -226,4 +226,4 @@ def _sentences(outcome: Outcome, changes: Sequence[Change]) -> list[str]:
 
 
 def _say(text: str) -> None:
-    results().print(text, markup=False, soft_wrap=True)
+    print_result(text)

@@ -18,7 +18,7 @@ from typing import Any
 from cyclopts import App
 from rich.text import Text
 
-from minga.console import results
+from minga.console import print_result, results
 from minga.deploy.notes import read_answers, spread_out
 from minga.deploy.paths import STAGED, described, run
 from minga.deploy.preflight import Row, Wanted, rows_of
@@ -44,7 +44,7 @@ def check(*, json_: bool = False) -> None:
     answers = read_answers("check")
     rows = all_rows(answers, _wanted(answers, STAGED))
     if json_:
-        results().print(json.dumps(as_json(rows), indent=1), markup=False, soft_wrap=True)
+        print_result(json.dumps(as_json(rows), indent=1))
     else:
         spread_out()
         for line in lines_of(rows):
@@ -60,7 +60,7 @@ def require() -> None:
     for row in rows:
         if row.state == "FAIL" and row.check.startswith(_BEFORE_DEPLOY):
             words = f"{row.detail}. {told(row)}" if row.fix else row.detail
-            results().print(words, markup=False, soft_wrap=True)
+            print_result(words)
 
 
 def all_rows(answers: Mapping[str, Any], wanted: Wanted) -> list[Row]:

@@ -23,7 +23,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.utils.build import exclude_paths
 
 from minga import __version__
-from minga.console import results, talk
+from minga.console import print_result, results, talk
 from minga.deploy.docker_save import saved, topmost
 from minga.deploy.inventory import hosts_of
 from minga.deploy.layers import chain, missing_layers
@@ -84,7 +84,7 @@ def export(*, variant: str = DEFAULT) -> None:
     current, config = described(variant)
     layers = missing_layers(json.load(sys.stdin), current["layers"])
     parcel = Staging(STAGED).parcel(layers, config, current["tag"])
-    results().print(json.dumps(asdict(parcel), default=str), markup=False, soft_wrap=True)
+    print_result(json.dumps(asdict(parcel), default=str))
 
 
 def wanted_of(hosts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:

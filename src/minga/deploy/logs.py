@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minga.console import results
+from minga.console import print_result, results
 from minga.deploy.notes import read_answers
 
 _SECONDS = len("2026-11-25T19:26:38")
@@ -22,7 +22,7 @@ def main() -> int:
     width = max(map(len, pcs), default=0)
     lines = [line for pc, answer in pcs.items() for line in lines_of(pc, answer)]
     for _, where, line in sorted(lines, key=lambda line: line[0]):  # stable for equal times
-        results().print(f"{where:{width}}  {line}", markup=False, soft_wrap=True)
+        print_result(f"{where:{width}}  {line}")
     silent = [pc for pc, answer in pcs.items() if answer.get("unreachable")]
     for pc in silent:
         results().print(f"{pc:{width}}  unreachable", markup=False)
