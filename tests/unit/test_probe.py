@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from unit.test_check import ASKED, FACTS, WANTED
 
-from cluster.harness import wait_until
+from cluster.harness import free_port, wait_until
 from minga.deploy.preflight import rows_of
 from support import ROOT
 
@@ -42,11 +41,6 @@ def _loaded() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def test_the_probe_is_python_3_8() -> None:
@@ -87,7 +81,7 @@ def test_the_facts_have_what_the_rules_read(tmp_path: Path) -> None:
     (tmp_path / "a" / "x").write_text("one")
     (tmp_path / "a" / "nowhere").symlink_to("y")
     data = {"there": str(tmp_path), "nowhere": str(tmp_path / "b")}
-    asked = {"minga": "/opt/minga", "port": _free_port(), "data": data, "sent_s": 0.0}
+    asked = {"minga": "/opt/minga", "port": free_port(), "data": data, "sent_s": 0.0}
     found = _probe("facts", **asked)
     assert found.keys() == FACTS.keys()
     assert found["docker"].keys() >= FACTS["docker"].keys()
@@ -103,7 +97,7 @@ def test_the_facts_have_what_the_rules_read(tmp_path: Path) -> None:
 
 
 def test_the_listener_measures_whoever_knows_it_and_ends_when_told() -> None:
-    port = _free_port()
+    port = free_port()
     heard = _probe("listen", port=port, limit_s=120, nonce="abcdef")
     try:
         dial = {"address": "127.0.0.1", "port": port, "limit_s": 20}
@@ -123,7 +117,7 @@ def test_the_listener_measures_whoever_knows_it_and_ends_when_told() -> None:
 
 
 def test_the_listener_ends_by_itself() -> None:
-    port = _free_port()
+    port = free_port()
     assert _probe("listen", port=port, limit_s=1, nonce="abcdef")["pid"], "control: it listened"
     dial = {"address": "127.0.0.1", "port": port, "limit_s": 5, "nonce": ""}
     wait_until(lambda: _probe("dial", **dial)["state"] == "refused", "it to end", timeout_s=60)

@@ -32,7 +32,7 @@ from minga.ps.sessions import Handle, Sessions
 from minga.settings.sources import resolve_settings
 
 FACTS = DataFacts(train=1000, val=100, classes=10, class_hash="", image_size=8)
-SPEC = SessionSpec("", "", 0, "127.0.0.1", "none", 1.0, None, 0, 0, identity=None)  # type: ignore[arg-type]
+SPEC = SessionSpec("", "", 0, "127.0.0.1", "none", 1.0, None, 0, 0, identity=None)
 HELLO = {"uuid": "u", "name": "one"}
 
 
@@ -95,7 +95,7 @@ class Run:
 
     def die_in_mid_apply(self) -> None:
         """Leave the record of a push that counts and is not in the weights yet."""
-        self.parameters._finish = lambda: None  # type: ignore[method-assign]
+        self.parameters._finish = lambda: None
         self.apply()
         del self.parameters._finish
 
@@ -138,8 +138,8 @@ def test_a_session_that_ends_while_the_capture_holds_the_lock_stops_nobody(
             assert repair_asked.wait(30)
             return snapshot()
 
-        parameters.snapshot = snapshot_while_the_session_ends  # type: ignore[method-assign]
-        parameters.repair = ask_and_repair  # type: ignore[method-assign]
+        parameters.snapshot = snapshot_while_the_session_ends
+        parameters.repair = ask_and_repair
         await run.state.save(run.books, run.sessions.handles)
         await run.sessions.all_ended(30)
 
@@ -194,7 +194,7 @@ def test_the_loop_answers_while_another_process_holds_the_lock(run: Run) -> None
         repair()
 
     async def scene() -> None:
-        run.parameters.repair = ask_and_repair  # type: ignore[method-assign]
+        run.parameters.repair = ask_and_repair
         await run.grant()
         run.handle.over.set()
         saving = asyncio.create_task(run.state.save(run.books, run.sessions.handles))
@@ -247,7 +247,7 @@ def test_a_lock_that_is_taken_again_and_again_is_not_frozen(
     async def scene() -> None:
         await run.grant()
         process = multiprocessing.get_context("forkserver").Process()
-        process.kill = lambda: pytest.fail("killed")  # type: ignore[method-assign]
+        process.kill = lambda: pytest.fail("killed")
         run.handle.process = process
         for _ in range(3 * sessions.FROZEN_LOOKS):
             assert await asyncio.to_thread(take_and_look) is None
