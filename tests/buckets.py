@@ -33,7 +33,8 @@ class Tap:
     ``fetched`` counts the bytes of objects, by path without its query; ``signed`` has what the
     visitors showed as theirs (``Authorization``). ``refuse`` answers
     every request with a status. Of the next bodies of shards, so many are ``cut`` half-way and so
-    many are ``spoiled`` in one byte. While ``open`` is not set, bodies of shards wait.
+    many are ``spoiled`` in one byte. While ``open`` is not set, bodies of shards wait; ``held``
+    counts those that do.
     """
 
     def __init__(self, target: str, address: str = "127.0.0.1") -> None:
@@ -45,6 +46,7 @@ class Tap:
         self.spoiled = 0
         self.open = threading.Event()
         self.open.set()
+        self.held = 0
         self._target = target.removeprefix("http://")
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer((address, 0), self._handler())
@@ -86,6 +88,13 @@ class Tap:
 
         return Handler
 
+    def _wait_until_open(self) -> None:
+        with self._lock:
+            self.held += 1
+        self.open.wait(120)
+        with self._lock:
+            self.held -= 1
+
     def _pass_on(self, visitor: BaseHTTPRequestHandler) -> None:
         path = urlsplit(visitor.path).path
         with self._lock:
@@ -109,7 +118,7 @@ class Tap:
         visitor.end_headers()
         of_shard = path.endswith(".tar") and len(body) > 1 and _is_body(visitor)
         if of_shard:
-            self.open.wait(120)
+            self._wait_until_open()
         with self._lock:
             if of_shard and self.cut > 0:
                 self.cut -= 1

@@ -50,6 +50,7 @@ def test_a_worker_trains_on_shards_in_a_bucket(
         write_shards(
             split, tmp_path / "shards" / half, prefix=half, classes=images.classes, per_shard=500
         )
+    train_shards = len(list((tmp_path / "shards" / "train").glob("*.tar")))
     with service("gs", tmp_path) as made, cluster(tmp_path, digits, train__epochs=1) as lan:
         use(monkeypatch, made, tmp_path / "cache")
         made.put_all(tmp_path / "shards", "tiny-wds")
@@ -59,7 +60,7 @@ def test_a_worker_trains_on_shards_in_a_bucket(
         made.tap.open.clear()
         lan.start_worker(1)
         lan.start_ps(world_size=2)
-        wait_until(lambda: "Fetching gs://" in lan.log("worker1"), "the worker to fetch")
+        wait_until(lambda: made.tap.held == train_shards, "the worker to fetch all of them")
         began_s = time.monotonic()
         lan.start_worker(2)
         wait_until(lambda: "which fetches" in lan.log("worker2"), "another to wait for it")

@@ -127,7 +127,7 @@ def test_two_processes_fetch_each_shard_once_between_them(
     there.tap.open.clear()
     logs = [tmp_path / "one.log", tmp_path / "other.log"]
     processes = []
-    for log in logs:
+    for log in logs:  # the other starts when this one fetches all: two at once share the work
         with log.open("w") as file:
             processes.append(
                 subprocess.Popen(
@@ -137,6 +137,7 @@ def test_two_processes_fetch_each_shard_once_between_them(
                     stderr=subprocess.STDOUT,
                 )
             )
+        wait_until(lambda: there.tap.held == len(SHARDS), "the training half to be asked for")
     said = "Waiting for another worker of this PC, which fetches "
     wait_until(lambda: any(said in log.read_text() for log in logs), "one to wait")
     there.tap.open.set()
