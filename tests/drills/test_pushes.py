@@ -56,7 +56,7 @@ def test_pushes_again_old_and_late_leave_the_weights_as_they_would_be(
 def test_of_pushes_that_arrive_twice_at_once_or_after_their_lease_each_counts_once(
     lan: Cluster, faulty: Faulty
 ) -> None:
-    faulty(lambda: start(lan, 1, 2), mischief="beside,old,late")
+    faulty(lambda: start(lan, 1, 2), mischief="beside,old,expired")
     complete(lan, 1, 2, epochs=2)
     pushes = [event for event in lan.events() if event["kind"] == "push"]
     assert lan.summary()["version"] == len(pushes)

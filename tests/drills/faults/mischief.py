@@ -2,18 +2,23 @@
 
 ``beside``: each is sent twice at once. ``again``: each arrives once more after its answer.
 ``old``: the one before arrives once more, after a newer one's answer. ``late``: every twelfth takes
-LATE_S longer. Controls: ``taken``, the ps takes whatever comes; ``lost``, fifteen of sixteen are
+LATE_S longer. ``expired``: its worker is silent before every twelfth until a lease has expired.
+Controls: ``taken``, the ps takes whatever comes; ``lost``, fifteen of sixteen are
 answered and counted, and change nothing.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 LATE_S = 5.0
 _LATE_EVERY, _KEPT_EVERY = 12, 16
+_SILENT_S = 60.0
 
 
 def install(names: str) -> None:
@@ -31,10 +36,15 @@ def _on_the_way(chosen: list[str]) -> None:
 
     start = Link.start
     before: list[tuple[Any, Any]] = []
+    silence = threading.Lock()
 
     def start_in_disorder(self: Link, message: Any, tensors: Any = (), **named: Any) -> Any:
         if message["do"] != "push":
-            return start(self, message, tensors, **named)
+            with silence:
+                return start(self, message, tensors, **named)
+        if "expired" in chosen and message["sequence"] % _LATE_EVERY == 0:
+            with silence:
+                _wait_until_a_lease_expires()
         if "late" in chosen and message["sequence"] % _LATE_EVERY == 0:
             time.sleep(LATE_S)
         copy = dict(message), tuple(tensor.clone() for tensor in tensors)
@@ -50,6 +60,16 @@ def _on_the_way(chosen: list[str]) -> None:
         return call
 
     Link.start = start_in_disorder
+
+
+def _wait_until_a_lease_expires() -> None:
+    def expired() -> int:
+        files = Path(os.environ["FAULTS_FOLDER"]).parent.glob("runs/*/events.jsonl")
+        return sum(file.read_text().count('"lease_expired"') for file in files)
+
+    before, deadline = expired(), time.monotonic() + _SILENT_S
+    while expired() == before and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _take_everything() -> None:
