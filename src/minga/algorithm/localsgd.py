@@ -25,7 +25,8 @@ SUSPECT = 3
 """Consecutive non-finite pushes before a worker is reported."""
 
 _OWN_ROUNDS = 4
-_RECENT_NORMS = 101
+_RECENT_NORMS = 25
+"""Of each worker."""
 _NORMS_NEEDED = 8
 
 
@@ -98,28 +99,41 @@ def refusal(norm: float, staleness: int, limit: int, median_norm: float | None) 
 
 
 class RecentNorms:
-    """Norms of the most recently applied pushes."""
+    """Norms of the most recent pushes of each worker.
+
+    Each worker has one voice, however often it pushes, and no voice is louder than OUTSIZED times
+    the quietest: one worker alone cannot lift the limit for its own pushes beyond what the others'
+    allow.
+    """
 
     def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=_RECENT_NORMS)
+        self._norms: dict[int, deque[float]] = {}
 
-    def add(self, norm: float) -> None:
+    def add(self, rank: int, norm: float) -> None:
         """Note an applied push."""
-        self._norms.append(norm)
+        self._norms.setdefault(rank, deque(maxlen=_RECENT_NORMS)).append(norm)
 
-    def add_outsized(self, norm: float) -> None:
+    def add_outsized(self, rank: int, norm: float) -> None:
         """Record a push refused as outsized, with the largest norm that is allowed.
 
-        One worker cannot lift the median, but if all pushes are outsized, they are soon allowed:
-        else a model that has learned its data would refuse every push from then on.
+        If the pushes of all workers are outsized, they are soon allowed: else a model that has
+        learned its data would refuse every push from then on.
         """
         if self.median is not None:
-            self.add(min(norm, OUTSIZED * self.median))
+            self.add(rank, min(norm, OUTSIZED * self.median))
+
+    def forget(self, rank: int) -> None:
+        """Forget a worker that is gone."""
+        self._norms.pop(rank, None)
 
     @property
     def median(self) -> float | None:
-        """Their median; None until there are 8."""
-        return statistics.median(self._norms) if len(self._norms) >= _NORMS_NEEDED else None
+        """The median of the workers' medians; None until there are 8 pushes."""
+        if sum(map(len, self._norms.values())) < _NORMS_NEEDED:
+            return None
+        voices = [statistics.median(each) for each in self._norms.values()]
+        loudest = OUTSIZED * min(voices)
+        return statistics.median(min(voice, loudest) for voice in voices)
 
 
 @dataclass(frozen=True, slots=True)

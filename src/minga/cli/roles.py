@@ -71,7 +71,7 @@ def demo(*, options: DemoOptions = _DEMO) -> int:
     """Train on this PC alone: a ps and workers, real digits, under a minute."""
     check_variables(os.environ)
     if is_root():
-        Console("demo").warn(f"this is root: until the demo ends, {WHY} (docs/security.md)")
+        Console("demo").warn(f"this is root: {WHY} (docs/security.md)")
         os.environ["MINGA_ALLOW_ROOT"] = "1"  # for the ps and the workers that it starts
     from minga.demo import run_demo
 

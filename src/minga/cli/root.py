@@ -9,7 +9,7 @@ from minga.errors import Hint, UsageError
 
 _FIRST_UID, _NOBODY = 1000, 65534
 _NO_SHELL = ("nologin", "false")
-WHY = "every token holder, and every user of this PC, can read all its files through minga"
+WHY = "whatever gets past the sandbox around torch RPC has the whole PC"
 
 
 def is_root() -> bool:

@@ -7,23 +7,22 @@ means the same samples for every worker.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta, Struct
 
 Ids = npt.NDArray[np.int64]
+Kind = Literal["train", "validate", "calibrate"]
 
 # Second number of every seed sequence: one random stream per purpose.
 _EPOCH_STREAM = 0
 _CALIBRATION_STREAM = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One chunk of work handed to one worker: positions ``start`` to ``stop`` (exclusive).
 
     Args:
@@ -35,21 +34,33 @@ class Lease:
         start, stop: the positions.
     """
 
-    id: int
-    kind: str
-    epoch: int
-    start: int
-    stop: int
+    id: Annotated[int, Meta(ge=0)]
+    kind: Kind
+    epoch: Annotated[int, Meta(ge=0)]
+    start: Annotated[int, Meta(ge=0)]
+    stop: Annotated[int, Meta(ge=0)]
 
-    def to_list(self) -> list[Any]:
-        """Return plain JSON types for the wire."""
-        return list(astuple(self))
 
-    @classmethod
-    def from_list(cls, plain: Sequence[Any]) -> Lease:
-        """Rebuild what :meth:`to_list` gave."""
-        number, kind, epoch, start, stop = plain
-        return cls(int(number), str(kind), int(epoch), int(start), int(stop))
+class Span(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A part of a lease: positions ``start`` to ``stop`` (exclusive) of an epoch.
+
+    Args:
+        lease: its id.
+        epoch: of the lease.
+        start, stop: the positions.
+        crc: CRC-32 of the sample ids that were read for them.
+    """
+
+    lease: Annotated[int, Meta(ge=0)]
+    epoch: Annotated[int, Meta(ge=0)]
+    start: Annotated[int, Meta(ge=0)]
+    stop: Annotated[int, Meta(ge=0)]
+    crc: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+
+    @property
+    def samples(self) -> int:
+        """Number of its positions."""
+        return self.stop - self.start
 
 
 def permutation(seed: int, epoch: int, count: int) -> Ids:

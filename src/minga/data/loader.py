@@ -9,24 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from msgspec.structs import replace as change
 
 from minga.data.augment import Images, draws
-from minga.data.leases import Lease, ids_crc, sample_ids
+from minga.data.leases import Lease, Span, ids_crc, sample_ids
 from minga.data.split import Split
 from minga.errors import DataError, Hint
 
 _JOIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Positions of one lease within a batch, with the CRC of the sample ids they stand for."""
-
-    lease: int
-    epoch: int
-    start: int
-    stop: int
-    crc: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +31,7 @@ class Batch:
 
     images: torch.Tensor
     labels: torch.Tensor
-    segments: tuple[Segment, ...]
+    segments: tuple[Span, ...]
 
 
 class BatchLoader:
@@ -129,14 +119,14 @@ class BatchLoader:
             self._changed.notify_all()
             return batch
 
-    def put_back(self, segments: Sequence[Segment]) -> None:
+    def put_back(self, segments: Sequence[Span]) -> None:
         """Deliver segments again, before everything that was not delivered yet."""
         with self._changed:
             again = [*segments, *(each for batch in self._ready for each in batch.segments)]
             leases = [Lease(s.lease, "train", s.epoch, s.start, s.stop) for s in again]
             self._leases.extendleft(reversed([*leases, *self._reading]))
             self._drop_what_was_read()
-            self._pending += sum(each.stop - each.start for each in segments)
+            self._pending += sum(each.samples for each in segments)
             self._changed.notify_all()
 
     def clear(self) -> None:
@@ -198,9 +188,9 @@ class BatchLoader:
         while want and self._leases:
             lease = self._leases.popleft()
             stop = min(lease.stop, lease.start + want)
-            parts.append(replace(lease, stop=stop))
+            parts.append(change(lease, stop=stop))
             if stop < lease.stop:
-                self._leases.appendleft(replace(lease, start=stop))
+                self._leases.appendleft(change(lease, start=stop))
             want -= stop - lease.start
         return parts
 
@@ -213,7 +203,7 @@ class BatchLoader:
             )
         images, labels = self._split.read(np.concatenate(ids), numbers)
         segments = tuple(
-            Segment(part.id, part.epoch, part.start, part.stop, ids_crc(of_part))
+            Span(part.id, part.epoch, part.start, part.stop, ids_crc(of_part))
             for part, of_part in zip(parts, ids, strict=True)
         )
         batch = Batch(_channels_first(images), torch.from_numpy(labels), segments)

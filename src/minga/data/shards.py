@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from braceexpand import braceexpand
 
+from minga.data.facts import MOST_CLASSES
 from minga.data.folders import EXTENSIONS, empty, no_validation, not_found, text_of
 from minga.data.split import Labels, Source, Split
 from minga.errors import DataError, Hint
@@ -28,6 +29,7 @@ from minga.settings.schema import DataConfig
 MANIFEST = "manifest.json"
 CLASSES = "classes.txt"
 _PATTERN = frozenset("{*?[")
+_LABEL_BYTES = 32
 _ZERO_BLOCK = bytes(tarfile.BLOCKSIZE)
 _SHUFFLE_SEED = 0
 
@@ -301,11 +303,16 @@ def _sample(path: Path, key: str, fields: dict[str, tarfile.TarInfo], file: Bina
     label = fields.get(".cls")
     if image is None or label is None:
         raise damaged(path, f"sample {key} has {' '.join(fields)}, not an image and .cls")
-    text = os.pread(file.fileno(), label.size, label.offset_data)
+    text = os.pread(file.fileno(), min(label.size, _LABEL_BYTES), label.offset_data)
     try:
-        return _Sample(image.name, image.offset_data, image.size, int(text))
+        number = int(text)
     except ValueError:
         raise damaged(path, f"class {text[:20]!r} of sample {key} is not a number") from None
+    if label.size > _LABEL_BYTES or abs(number) >= MOST_CLASSES:
+        raise damaged(
+            path, f"class {text[:20]!r} of sample {key} is not from 0 to {MOST_CLASSES - 1}"
+        )
+    return _Sample(image.name, image.offset_data, image.size, number)
 
 
 def _shard_not_found(path: Path) -> DataError:

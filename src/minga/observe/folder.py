@@ -112,13 +112,18 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """``best.pth`` and ``last.pth``."""
+        """``best.pth``, ``last.pth`` and ``previous.pth``."""
         return self.path / "checkpoints"
 
     @property
     def last(self) -> Path:
         """The checkpoint that the ps resumes from."""
         return self.checkpoints / "last.pth"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before ``last``."""
+        return self.checkpoints / "previous.pth"
 
     @property
     def best(self) -> Path:

@@ -5,31 +5,36 @@ One event loop owns them, so there are no locks. No tensor passes through here.
 
 from __future__ import annotations
 
-import math
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minga import messages
 from minga.algorithm import localsgd
 from minga.algorithm.pacing import balance, explain, worth_a_change
+from minga.messages import Answer, Malformed, Push
 from minga.observe.events import EventLog
-from minga.protocol import DONE, STOPPED, TRAIN, WAIT, Work
+from minga.protocol import DONE, STOPPED, TRAIN, WAIT
+from minga.ps import requests
 from minga.ps.evaluation import Evaluation
 from minga.ps.health import Health
 from minga.ps.journal import Journal
 from minga.ps.ledger import Ledger
 from minga.ps.members import LEFT, LOST, TRAINING, Member, Members
 from minga.ps.parameters import SharedParameters
-from minga.ps.pushes import record_push, round_s, spans_of
+from minga.ps.pushes import facts_of, record_push
 from minga.ps.rounds import Rounds
 from minga.ps.run_plan import Plan
 from minga.ps.sessions import Handle, Pending
 from minga.settings.schema import Mode
-from minga.transport.stream import Message
 
 ASYNC: Mode = "async"
-_COSTS = ("session_cpu_s", "apply_cpu_s", "reply_cpu_s")
 _LEASED_WINDOWS = 2
+MOST_MISFITS = 3
+"""Malformed messages, after which a worker is sent away."""
+MOST_SPOILT = 32
+"""Pushes in a row that are refused for their content while another worker's count."""
 
 
 class Bookkeeper:
@@ -54,7 +59,7 @@ class Bookkeeper:
         self.journal = journal
         self.events = events
         self.members = members
-        self.phase = TRAIN
+        self.phase: messages.Task = TRAIN
         self.norms = localsgd.RecentNorms()
         self.health = Health()
         self.last_sequence: dict[str, int] = {}
@@ -91,104 +96,103 @@ class Bookkeeper:
         self.last_sequence = dict(state["last_sequence"])
         self.last_push = int(state["last_push"])
 
-    async def answer_async(self, handle: Handle, asked: Message) -> Message:
+    async def answer_async(self, handle: Handle, request: requests.Request) -> requests.Reply:
         """Answer a session's request; wait for a round to close, at most one second."""
-        if asked["do"] != "round":
-            return self.answer(handle, asked)
         member = handle.member
-        closed = await self.rounds.closed(int(asked["number"]))
-        member.heard_s = time.monotonic()
-        self.ledger.renew(member.owner, member.heard_s)
-        return {"closed": closed, **(self.work(member) if closed else {})}
+        match request:
+            case requests.AskRound():
+                closed = await self.rounds.closed(request.number)
+                member.heard_s = time.monotonic()
+                self.ledger.renew(member.owner, member.heard_s)
+                return Answer(work=self.work(member)) if closed else requests.NotYet()
+            case requests.ForbiddenName():
+                peers = await asyncio.to_thread(handle.peers)
+                self.events.write("rpc_refused", name=request.name, peers=peers, **member.identity)
+                return Answer()
+        return self.answer(handle, request)
 
-    def answer(self, handle: Handle, asked: Message) -> Message:
-        """Answer a session's request. Raises ValueError for an unknown request."""
+    def answer(self, handle: Handle, request: requests.Request) -> requests.Reply:
+        """Answer a session's request. Raises ValueError if it does not fit the session's state."""
         member = handle.member
         member.heard_s = time.monotonic()
-        match asked["do"]:
-            case "ready":
-                handle.port = int(asked["port"])
+        match request:
+            case requests.Ready():
+                handle.port = request.port
                 handle.ready.set()
-            case "admit":
-                return self._admit(handle, asked["message"])
-            case "applied":
-                return self._applied(handle, asked)
-            case "refused":
-                if asked["reason"] == localsgd.OUTSIZED_PUSH:
-                    self.norms.add_outsized(float(asked["norm"]))
-                return self._refused(handle, str(asked["reason"]), int(asked["staleness"]))
-            case "work":
+            case requests.Admit():
+                return self._admit(handle, request.push)
+            case requests.Applied():
+                return self._applied(handle, request)
+            case requests.Refuse():
+                return self._refused_for_content(handle, request)
+            case requests.AskWork():
                 return self._work_of(handle)
-            case "progress":
+            case requests.Renew():
                 self.ledger.renew(member.owner, time.monotonic())
                 self.evaluation.renew(member.owner)
-            case "result":
-                return self._result(member, asked["message"], str(asked["vector"]))
-            case "leave":
-                self._leave(member, asked["message"].get("failed"))
-            case "drifted":
-                return self._refused(handle, "reference drifted", 0, asked["message"])
-            case "lost" | "stranger" as kind:
-                self._log_session(kind, member, asked)
+            case requests.Evaluated():
+                return self._result(handle, request)
+            case requests.Left():
+                self._leave(member, request.failed)
+            case requests.Drifted():
+                return self._refused(handle, "reference drifted", 0, request.push)
+            case requests.Misfit():
+                self._misfit(handle, request.what)
+            case requests.Lost():
+                if member.state != LEFT:
+                    self.events.write("session_lost", reason=request.reason, **member.identity)
             case other:
                 raise ValueError(f"a session asked {other!r}")
-        return {}
+        return Answer()
 
-    def settle(self, handle: Handle, facts: Message | None = None) -> None:
+    def settle(self, handle: Handle, applied: requests.Applied | None = None) -> None:
         """Count a pending push if, and only if, the shared memory records it as applied."""
         pending, member = handle.pending, handle.member
         if pending is None or self.parameters.applied(handle.spec.slot) != pending.push:
             return
         handle.pending = None
-        message = pending.message
-        spans = spans_of(message)
-        self.ledger.count(spans, time.monotonic())
-        self.last_sequence[member.uuid] = int(message["sequence"])
-        samples = sum(span.stop - span.start for span in spans)
+        push = pending.message
+        self.ledger.count(push.progress, time.monotonic())
+        self.last_sequence[member.uuid] = push.sequence
+        version = self.parameters.version
         # a session killed before its report: the upper limit, without this push itself
-        between = self.parameters.version - 1 - int(message["base_version"])
-        facts = facts or {}
-        staleness = int(facts.get("staleness", max(0, between)))
+        staleness = applied.staleness if applied else max(0, version - 1 - push.base_version)
         self.journal.write(
             {
                 "push": pending.push,
                 "worker": member.rank,
                 "uuid": member.uuid,
-                "sequence": message["sequence"],
-                "version": self.parameters.version,
-                "spans": [[span.epoch, span.start, span.stop, span.crc] for span in spans],
+                "sequence": push.sequence,
+                "version": version,
+                "spans": [[s.epoch, s.start, s.stop, s.crc] for s in push.progress],
             }
         )
-        member.totals.session_cpu_s += float(facts.get("session_cpu_s", 0.0))
+        member.totals.session_cpu_s += applied.session_cpu_s if applied else 0.0
+        member.spoilt = 0
         batch_size = member.batch_size or self.plan.settings.train.batch_size
-        record_push(member, message, samples, staleness, batch_size)
-        self.events.write(
-            "push",
-            worker=member.name,
-            rank=member.rank,
-            version=self.parameters.version,
-            base_version=message["base_version"],
-            staleness=staleness,
-            samples=samples,
-            samples_done=self.ledger.counted,
-            loss=message.get("loss"),
-            lr=message.get("lr"),
-            steps=message.get("steps"),
-            compute_s=message.get("compute_s"),
-            wait_s=message.get("wait_s"),
-            exchange_s=message.get("exchange_s"),
-            overhead_s=message.get("overhead_s"),
-            encode_cpu_s=message.get("encode_cpu_s"),
-            **{name: facts.get(name) for name in _COSTS},
-        )
-        self._note_finite(member, finite=math.isfinite(message.get("loss") or 0.0))
+        record_push(member, push, staleness, batch_size)
+        if stands_for := member.pushed.due(time.monotonic()):
+            self.events.write(
+                "push",
+                worker=member.name,
+                rank=member.rank,
+                version=version,
+                staleness=staleness,
+                samples_done=self.ledger.counted,
+                pushes=stands_for,
+                **facts_of(push, applied),
+            )
+        self._note_finite(member, finite=push.loss is not None)
         self.progressed()
 
     def on_session_end(self, handle: Handle) -> None:
         """Settle the push of an ended session, then take back its leases."""
         member = handle.member
+        if handle.failure:
+            self.events.write("session_lost", reason=handle.failure, **member.identity)
         self.settle(handle)
         handle.pending = None
+        self.norms.forget(member.rank)
         back = self.ledger.give_back(member.owner)
         self.evaluation.give_back(member.owner)
         self.rounds.leave(member.owner)
@@ -238,14 +242,11 @@ class Bookkeeper:
             why=explain(pacing, paces),
         )
 
-    def work(self, member: Member) -> Message:
-        """Return ``{"work": ...}``, this worker's next work."""
-        return {"work": self._next(member).to_dict()}
-
-    def _next(self, member: Member) -> Work:
+    def work(self, member: Member) -> messages.Work:
+        """Return this worker's next work."""
         done = self.ledger.counted
         if self.phase in (DONE, STOPPED):
-            return Work(task=self.phase, samples_done=done)
+            return messages.Work(task=self.phase, samples_done=done)
         settings, now_s = self.plan.settings, time.monotonic()
         leases = self.evaluation.grant(member.owner)
         steps = settings.exchange.local_steps or member.steps
@@ -253,67 +254,89 @@ class Bookkeeper:
         missing = _LEASED_WINDOWS * steps * batch_size - self.ledger.held(member.owner)
         leases += self.ledger.grant(member.owner, missing, now_s)
         busy = bool(leases) or self.ledger.held(member.owner) > 0
-        return Work(
+        return messages.Work(
             task=TRAIN if busy else WAIT,
             lr=localsgd.worker_rate(
                 self.plan.learning_rate(done), batch_size, settings.train.batch_size
             ),
             steps=steps,
-            leases=[lease.to_list() for lease in leases],
+            leases=leases,
             snapshot=self.evaluation.snapshot,
             samples_done=done,
         )
 
-    def _admit(self, handle: Handle, message: Message) -> Message:
-        member, sequence = handle.member, int(message["sequence"])
-        if sequence <= self.last_sequence.get(member.uuid, 0):
-            return {"verdict": "duplicate", **self.work(member)}
-        objection = self.ledger.objection(member.owner, spans_of(message))
-        if objection is not None:
-            return self._refused(handle, objection, 0, message)
-        self.last_push += 1
-        handle.pending = Pending(self.last_push, message)
-        self.ledger.renew(member.owner, time.monotonic())
-        return {
-            "verdict": "granted",
-            "push": self.last_push,
-            "median_norm": self.norms.median,
-            "own_staleness": self.members.pushes_per_s() * round_s(message),
-        }
-
-    def _applied(self, handle: Handle, asked: Message) -> Message:
+    def _admit(self, handle: Handle, push: Push) -> requests.Reply:
         member = handle.member
-        self.settle(handle, asked)
-        self.norms.add(float(asked["norm"]))
+        if push.sequence <= self.last_sequence.get(member.uuid, 0):
+            return Answer(verdict="duplicate", work=self.work(member))
+        objection = self.ledger.objection(member.owner, push.progress)
+        if objection is not None:
+            return self._refused(handle, objection, 0, push)
+        self.last_push += 1
+        handle.pending = Pending(self.last_push, push)
+        self.ledger.renew(member.owner, time.monotonic())
+        return requests.Grant(
+            push=self.last_push,
+            median_norm=self.norms.median,
+            own_staleness=self.members.pushes_per_s() * push.round_s,
+        )
+
+    def _applied(self, handle: Handle, applied: requests.Applied) -> Answer:
+        member = handle.member
+        self.settle(handle, applied)
+        self.norms.add(member.rank, applied.norm)
         if self.plan.settings.exchange.mode == ASYNC:
-            return {"verdict": "applied", **self.work(member)}
+            return Answer(verdict="applied", work=self.work(member))
         number = self.rounds.arrive(member.owner)
         self.close_round()
-        return {"verdict": "applied", "round": number}
+        return Answer(verdict="applied", round=number)
 
-    def _refused(
-        self, handle: Handle, reason: str, staleness: int, message: Message | None = None
-    ) -> Message:
+    def _refused_for_content(self, handle: Handle, refused: requests.Refuse) -> Answer:
+        member = handle.member
+        if refused.reason == localsgd.OUTSIZED_PUSH and refused.norm is not None:
+            self.norms.add_outsized(member.rank, refused.norm)
+        if handle.pending is None:
+            raise ValueError("a session refused a push that was not granted")
+        answer = self._refused(handle, refused.reason, refused.staleness, handle.pending.message)
+        if refused.reason in (localsgd.OUTSIZED_PUSH, localsgd.NON_FINITE):
+            member.spoilt += 1
+            others = [each for each in self.members if each.state == TRAINING and each != member]
+            if member.spoilt >= MOST_SPOILT and not all(each.spoilt for each in others):
+                self._send_away(handle, f"{member.spoilt} pushes in a row were {refused.reason}")
+        return answer
+
+    def _refused(self, handle: Handle, reason: str, staleness: int, push: Push) -> Answer:
         """Refuse a push as a whole: its samples are leased again."""
         member = handle.member
-        if message is None:
-            assert handle.pending is not None, "only a pending push is refused"
-            message = handle.pending.message
         handle.pending = None
-        spans = spans_of(message)
-        self.ledger.refuse(member.owner, spans, time.monotonic())
+        self.ledger.refuse(member.owner, push.progress, time.monotonic())
         member.totals.refused += 1
-        self.events.write(
-            "refused",
-            worker=member.name,
-            rank=member.rank,
-            reason=reason,
-            staleness=staleness,
-            samples=sum(span.stop - span.start for span in spans),
-        )
+        if stands_for := member.refused.due(time.monotonic()):
+            self.events.write(
+                "refused",
+                worker=member.name,
+                rank=member.rank,
+                reason=reason,
+                staleness=staleness,
+                samples=push.samples,
+                pushes=stands_for,
+            )
         if reason == localsgd.NON_FINITE:
             self._note_finite(member, finite=False)
-        return {"verdict": "refused", "reason": reason, **self.work(member)}
+        return Answer(verdict="refused", reason=reason, work=self.work(member))
+
+    def _misfit(self, handle: Handle, what: str) -> None:
+        """Count a malformed message; its sender is sent away after the third."""
+        member = handle.member
+        member.misfits += 1
+        self.events.write("malformed", what=what, count=member.misfits, **member.identity)
+        if member.misfits >= MOST_MISFITS:
+            self._send_away(handle, f"{member.misfits} malformed messages, the last one {what}")
+
+    def _send_away(self, handle: Handle, why: str) -> None:
+        self.members.send_away(handle.member, why)
+        self.events.write("sent_away", reason=why, **handle.member.identity)
+        handle.kill()
 
     def _note_finite(self, member: Member, *, finite: bool) -> None:
         if finite:
@@ -326,15 +349,14 @@ class Bookkeeper:
         if self.health.diverged:
             self.progressed()
 
-    def _leave(self, member: Member, failed: Message | None) -> None:
+    def _leave(self, member: Member, failed: messages.Problem | None) -> None:
         member.state = LEFT
         if failed is None:
             self.events.write("worker_left", worker=member.name, rank=member.rank)
             return
-        code, what = str(failed["code"]), str(failed["what"])
-        self.events.write("worker_failed", code=code, what=what, **member.identity)
+        self.events.write("worker_failed", code=failed.code, what=failed.what, **member.identity)
 
-    def _work_of(self, handle: Handle) -> Message:
+    def _work_of(self, handle: Handle) -> Answer:
         member = handle.member
         if not handle.in_use.is_set():
             handle.in_use.set()
@@ -350,31 +372,23 @@ class Bookkeeper:
             self.parameters.active_workers = self.members.active(time.monotonic())
         work = self.work(member)
         self.close_round()  # without a lease it makes no push that others could wait for
-        return work
+        return Answer(work=work)
 
-    def _result(self, member: Member, message: Message, vector: str) -> Message:
-        span = self.evaluation.take(member.owner, message, vector)
+    def _result(self, handle: Handle, evaluated: requests.Evaluated) -> Answer:
+        member, result = handle.member, evaluated.result
         self.ledger.renew(member.owner, time.monotonic())
-        if span is not None:
-            self.journal_evaluation(member, message)
-        return self.work(member)
-
-    def journal_evaluation(self, member: Member, message: Message) -> None:
-        """Log which worker evaluated which samples, for audits of a validation."""
-        self.events.write(
-            str(message["kind"]),
-            worker=member.name,
-            rank=member.rank,
-            snapshot=self.evaluation.snapshot,
-            start=message["start"],
-            stop=message["stop"],
-        )
-
-    def _log_session(self, kind: str, member: Member, asked: Message) -> None:
-        facts = member.identity
-        if kind == "lost" and member.state == LEFT:
-            return  # it has left before
-        if kind == "lost":
-            self.events.write("session_lost", reason=asked["reason"], **facts)
-        else:
-            self.events.write("rpc_refused", name=asked["name"], peers=asked["peers"], **facts)
+        try:
+            counted = self.evaluation.take(member.owner, result, evaluated.statistics)
+        except Malformed as error:
+            self._misfit(handle, str(error))
+            counted = False
+        if counted:  # for audits of a validation
+            self.events.write(
+                result.kind,
+                worker=member.name,
+                rank=member.rank,
+                snapshot=self.evaluation.snapshot,
+                start=result.start,
+                stop=result.stop,
+            )
+        return Answer(work=self.work(member))

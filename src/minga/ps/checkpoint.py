@@ -1,12 +1,14 @@
-"""Write and read checkpoints: atomically, plain types only.
+"""Write and read checkpoints: atomically, plain types only, checked by their checksums.
 
-``model`` is an ordinary state dict: with a stock stem it loads into the plain torchvision
-model. ``last.pth`` also holds the state to resume from; ``best.pth`` holds its evaluation.
+A checkpoint is a zip archive, as torch writes it, with a CRC-32 of every entry; torch itself does
+not compare them. ``model`` is an ordinary state dict: with a stock stem it loads into the plain
+torchvision model. ``last.pth`` also holds the state to resume from; ``best.pth`` its evaluation.
 """
 
 from __future__ import annotations
 
 import os
+import zipfile
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,17 @@ FORMAT = 1
 _TO_GO_ON = {"ledger", "last_sequence", "last_push", "journal_lines", "members", "version"}
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary file, sync, rename. Raises OSError (disk full): the old one stays."""
+def write(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
+    """Write to a temporary file, sync, read it back, rename.
+
+    Args:
+        path: the checkpoint.
+        content: plain types and tensors.
+        keep: where the checkpoint that it replaces stays.
+
+    Raises:
+        OSError: the disk is full, or what was written cannot be read back: the old one stays.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with _Target(part, "wb") as file:
@@ -30,6 +41,12 @@ def write(path: Path, content: dict[str, Any]) -> None:
             except RuntimeError as error:  # torch hides why a write failed
                 raise file.failed or error from error
             os.fsync(file.fileno())
+        try:
+            read(part)
+        except Refused as error:
+            raise OSError(f"what was written cannot be read back: {error.what}") from error
+        if keep is not None and path.exists():
+            _keep(path, keep)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -39,6 +56,17 @@ def write(path: Path, content: dict[str, Any]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file a second name, so that it never is without one."""
+    part = keep.with_name(f".{keep.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        part.hardlink_to(path)
+    except OSError:  # a file system without links
+        path.replace(part)
+    part.replace(keep)
 
 
 class _Target(FileIO):
@@ -97,12 +125,19 @@ def read(path: Path) -> dict[str, Any]:
             hints=(Hint("which ones exist?", "ls runs/*/checkpoints"),),
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is not what was written: its checksum differs")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; each means the file cannot be read
         raise Refused(
             f"{path} cannot be read: {next(iter(str(error).splitlines()), 'it ends too early')}",
             code="checkpoint-corrupt",
-            hints=(Hint("is there another?", f"ls {path.parent}"),),
+            hints=(
+                Hint("is there another?", f"ls {path.parent}"),
+                Hint("or start a new run", "./start_ps.sh --resume none"),
+            ),
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise Refused(

@@ -6,11 +6,11 @@ import torch
 
 from minga import __version__
 from minga.errors import Hint, Refused
+from minga.messages import Version
 from minga.protocol import PROTOCOL_VERSION
-from minga.transport.stream import Message
 
 
-def require_compatible(hello: Message, host: str) -> None:
+def require_compatible(hello: Version, host: str) -> None:
     """Raise Refused unless a worker with this hello is compatible.
 
     torch guarantees nothing about its RPC between two versions; a patch release, and a build for
@@ -19,15 +19,14 @@ def require_compatible(hello: Message, host: str) -> None:
     Raises:
         Refused: ``protocol-differs`` or ``torch-differs``; both sides' versions are named.
     """
-    spoken, theirs = hello.get("protocol"), hello.get("minga", "unknown")
-    if spoken != PROTOCOL_VERSION:
+    if hello.protocol != PROTOCOL_VERSION:
         raise Refused(
-            f"{host} has minga {theirs}, which speaks protocol {spoken}; "
+            f"{host} has minga {hello.minga}, which speaks protocol {hello.protocol}; "
             f"this ps has minga {__version__}, which speaks {PROTOCOL_VERSION}",
             code="protocol-differs",
             hints=(Hint("the same version on both?", "minga --version"),),
         )
-    here, there = str(torch.__version__), str(hello.get("torch", "unknown"))
+    here, there = str(torch.__version__), hello.torch
     if _release(here) != _release(there):
         raise Refused(
             f"{host} has torch {there}, this ps has torch {here}",

@@ -10,18 +10,33 @@ import asyncio
 import contextlib
 import socket
 import time
+import traceback
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from minga.algorithm import pacing
 from minga.data.facts import DataFacts
 from minga.errors import Hint, MingaError, Refused
+from minga.messages import (
+    Admission,
+    Hello,
+    Malformed,
+    Preparation,
+    Problem,
+    Refusal,
+    Terms,
+    Version,
+    Welcome,
+    decode,
+)
 from minga.observe.events import EventLog
 from minga.protocol import DONE, FAILED, STOPPED, loopback_id
 from minga.ps.bookkeeper import Bookkeeper
 from minga.ps.compatible import require_compatible
 from minga.ps.evaluation import Measured
 from minga.ps.members import LEFT, LOST, Member, Members
+from minga.ps.refused import Refusals, RefusedConnections
 from minga.ps.report import Report
 from minga.ps.run_state import RunState
 from minga.ps.session import SessionSpec
@@ -29,7 +44,6 @@ from minga.ps.sessions import Handle, Sessions
 from minga.timing import PREPARE_S, PS_FAREWELL_S
 from minga.transport.door import Door, JoinStream
 from minga.transport.identity import Identity
-from minga.transport.stream import Message
 
 _TICK_S = 1.0
 
@@ -50,7 +64,7 @@ class Coordinator:
         self.members: Members = state.members
         self.measured: list[Measured] = state.measured
         self.bookkeeper: Bookkeeper | None = None
-        self.refused_visitors = 0
+        self.refused = RefusedConnections()
         self.show: Callable[[dict[str, Any]], None] = lambda status: None
         self._identity = identity
         self._world_size = world_size
@@ -59,6 +73,8 @@ class Coordinator:
         self._preparing = asyncio.Lock()
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
+        self._failing: dict[str, str] = {}
+        """Chores that failed the last time, and why."""
 
     def open(self, listener: socket.socket) -> int:
         """Accept joins from this listener; return the port."""
@@ -83,7 +99,7 @@ class Coordinator:
                 task.result()
             phase = training.result() if training.done() else STOPPED
             if self.bookkeeper is not None:
-                self.bookkeeper.phase = STOPPED if phase == FAILED else phase
+                self.bookkeeper.phase = DONE if phase == DONE else STOPPED
                 if phase != FAILED:  # else the checkpoints stay unchanged
                     await self.state.save(self.bookkeeper, self._pending)
                 await self._say_goodbye()
@@ -143,55 +159,63 @@ class Coordinator:
     async def _joined(self, join: JoinStream) -> None:
         member: Member | None = None
         try:
-            member = self._welcome(join)
-            await join.send({"welcome": self._terms(member)})
+            hello, member = self._welcome(join)
+            await join.send(Welcome(welcome=self._terms(member)))
             facts = await self._data_report(join)
             sessions = await self._prepare(facts)
             handle = await sessions.start(member)
-            session = {"id": handle.spec.id, "key": handle.spec.key, "port": handle.port}
-            here = join.hello.get("loopback") == loopback_id()
-            sequence = self._known_sequence(member)
-            await join.send({**session, "here": here, "sequence": sequence})
-            await sessions.reached(handle, handle.in_use)
+            await join.send(
+                Admission(
+                    id=handle.spec.id,
+                    key=handle.spec.key,
+                    port=handle.port,
+                    here=hello.loopback == loopback_id(),
+                    sequence=self._known_sequence(member),
+                )
+            )
+            await sessions.reached(handle, handle.in_use, join)
         except MingaError as error:
             self._turned_away(join.host, error.what)
-            hints = [[hint.question, hint.command] for hint in error.hints]
-            refused = {"code": error.code, "what": error.what, "hints": hints}
+            hints = [(hint.question, hint.command) for hint in error.hints]
+            refused = Problem(code=error.code, what=error.what, hints=hints)
             with contextlib.suppress(OSError):
-                await join.send({"refused": refused})
-        except (OSError, EOFError, ValueError, KeyError, TypeError, TimeoutError) as error:
+                await join.send(Refusal(refused=refused))
+        except (OSError, EOFError, ValueError) as error:
             self._turned_away(join.host, f"join failed: {str(error) or type(error).__name__}")
         finally:
             if member is not None and member.state == "joining":
                 member.state = LEFT
 
-    def _welcome(self, join: JoinStream) -> Member:
-        require_compatible(join.hello, join.host)
-        for old in self._handles_of(str(join.hello["uuid"])):
+    def _welcome(self, join: JoinStream) -> tuple[Hello, Member]:
+        require_compatible(decode(join.hello, Version), join.host)
+        try:
+            hello = decode(join.hello, Hello)
+        except Malformed as error:
+            raise Refused(
+                f"this worker's join is malformed: {error}", code="join-malformed"
+            ) from error
+        for old in self._handles_of(hello.uuid):
             old.kill()  # the same process rejoins: its last session is over
             old.member.state = LOST
-        member = self.members.admit(join.hello, join.host, time.monotonic())
-        batch = join.hello.get("batch_size")
-        member.batch_size = int(batch) if batch is not None else None
-        return member
+        return hello, self.members.admit(hello, join.host, time.monotonic())
 
-    def _terms(self, member: Member) -> Message:
-        return {
-            "run_id": self.state.run_id,
-            "rank": member.rank,
-            "name": member.name,
-            "generation": member.generation,
-            "world_size": self._world_size,
-            "settings": self.state.settings.to_dict(),
-        }
+    def _terms(self, member: Member) -> Terms:
+        return Terms(
+            run_id=self.state.run_id,
+            rank=member.rank,
+            name=member.name,
+            generation=member.generation,
+            world_size=self._world_size,
+            settings=self.state.settings.to_dict(),
+        )
 
     async def _data_report(self, join: JoinStream) -> DataFacts:
         while True:
-            message = await join.receive(PREPARE_S)
-            if failed := message.get("failed"):
-                raise Refused(str(failed["what"]), code=str(failed["code"]))
-            if report := message.get("data"):
-                return DataFacts.from_dict(report)
+            message = await join.receive(Preparation, PREPARE_S)
+            if (failed := message.failed) is not None:
+                raise Refused(failed.what, code=failed.code)
+            if message.data is not None:
+                return message.data
 
     async def _prepare(self, facts: DataFacts) -> Sessions:
         """Create the parameters with the first worker's data facts."""
@@ -231,8 +255,11 @@ class Coordinator:
         return self._sessions is not None and self._sessions.pass_on(session, raw, host)
 
     def _turned_away(self, host: str, reason: str) -> None:
-        self.refused_visitors += 1
-        self.events.write("turned_away", host=host, reason=reason)
+        self._report_refused(self.refused.add(host, reason, time.monotonic()))
+
+    def _report_refused(self, refused: Refusals | None) -> None:
+        if refused is not None:
+            self.events.write("turned_away", **asdict(refused))
 
     # -- chores
 
@@ -248,7 +275,9 @@ class Coordinator:
         if self._sessions is not None and (frozen := self._sessions.kill_frozen()) is not None:
             why = "frozen while it held the lock"
             self.events.write("session_lost", reason=why, **frozen.member.identity)
-        self.show(self.report.publish(bookkeeper, self.refused_visitors))
+        for refused in self.refused.due(time.monotonic()):
+            self._report_refused(refused)
+        self.show(self.report.publish(bookkeeper, self.refused.total))
 
     async def _repace(self) -> None:
         if self.bookkeeper is not None:
@@ -256,18 +285,34 @@ class Coordinator:
 
     async def _save_regularly(self) -> None:
         bookkeeper = await self._started()
-        await self.state.save(bookkeeper, self._pending)
 
         async def save() -> None:
             if not bookkeeper.health.doubtful:
                 await self.state.save(bookkeeper, self._pending)
 
+        await self._attempt(save)
         await self._every(self.state.settings.checkpoint.every_s, save)
 
     async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
+            await self._attempt(chore)
+
+    async def _attempt(self, chore: Callable[[], Awaitable[None]]) -> None:
+        """Run a chore; one that fails is an event, at each new reason, and ends nothing."""
+        name = chore.__name__.strip("_")
+        try:
             await chore()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if self._failing.get(name) != reason:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                self.events.write(
+                    "chore_failed", chore=name, reason=reason, at=f"{where.name}:{where.lineno}"
+                )
+            self._failing[name] = reason
+        else:
+            self._failing.pop(name, None)
 
     async def _say_goodbye(self) -> None:
         """Wait until the workers know that the run is over."""

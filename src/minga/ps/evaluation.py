@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 
 from minga.algorithm import localsgd
-from minga.data.leases import Lease
-from minga.ps.ledger import Ledger, Span
+from minga.data.leases import Kind, Lease, Span
+from minga.messages import Malformed, Result
+from minga.ps.ledger import Ledger
 from minga.ps.parameters import SharedParameters
-from minga.transport.stream import Message
 
 _SHARES = 16
 _SMALLEST_CHUNK = 256
@@ -54,7 +55,10 @@ class Evaluation:
     ) -> None:
         self.snapshot = 0
         self._parameters = parameters
-        self._samples = {"calibrate": min(recalibration_images, train), "validate": validate}
+        self._samples: dict[Kind, int] = {
+            "calibrate": min(recalibration_images, train),
+            "validate": validate,
+        }
         self._lease_s = lease_s
         self._ledger: Ledger | None = None
         self._phase_over = asyncio.Event()
@@ -85,22 +89,35 @@ class Evaluation:
             return []
         return self._ledger.grant(owner, self._ledger.chunk, time.monotonic())
 
-    def take(self, owner: str, message: Message, vector: str) -> Span | None:
-        """Count one lease's result; return its span, or None if it is too late."""
-        span = Span(int(message["lease"]), 0, int(message["start"]), int(message["stop"]))
+    def take(self, owner: str, result: Result, statistics: str) -> bool:
+        """Count one lease's result; return False if it is too late.
+
+        Raises:
+            Malformed: more correct images than images, or statistics of another length.
+        """
+        span = Span(result.lease, 0, result.start, result.stop)
         ledger = self._ledger
-        if ledger is None or ledger.kind != message["kind"] or ledger.objection(owner, [span]):
-            return None
+        if ledger is None or ledger.kind != result.kind or ledger.objection(owner, [span]):
+            return False
+        if result.correct > span.samples:
+            raise Malformed(f"result: correct {result.correct} of {span.samples} images")
         if ledger.kind == "calibrate":
-            raw = bytearray(base64.b64decode(vector))
-            self._statistics.append(torch.frombuffer(raw, dtype=torch.float64))
+            self._statistics.append(self._decoded(statistics))
         else:
-            self._correct += int(message["correct"])
-            self._loss_sum += float(message["loss_sum"])
+            self._correct += result.correct
+            self._loss_sum += result.loss_sum if result.loss_sum is not None else math.nan
         ledger.count([span], time.monotonic())
         if ledger.finished:
             self._phase_over.set()
-        return span
+        return True
+
+    def _decoded(self, statistics: str) -> torch.Tensor:
+        """Return the sums of a calibration: fp64 [1 + 2 * buffers]."""
+        raw = bytearray(base64.b64decode(statistics))
+        length = 8 * (1 + 2 * self._parameters.buffers)
+        if len(raw) != length:
+            raise Malformed(f"result: statistics of {len(raw)} bytes, not {length}")
+        return torch.frombuffer(raw, dtype=torch.float64)
 
     def give_back(self, owner: str) -> None:
         """Take back the leases of a lost worker."""
@@ -117,7 +134,7 @@ class Evaluation:
         if self._ledger is not None:
             self._ledger.expire(time.monotonic())
 
-    async def _phase(self, kind: str) -> None:
+    async def _phase(self, kind: Kind) -> None:
         samples = self._samples[kind]
         chunk = max(_SMALLEST_CHUNK, -(-samples // _SHARES))
         self._phase_over.clear()

@@ -12,23 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minga.data.leases import Lease
+from minga.data.leases import Kind, Lease, Span
 
 Interval = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A part of a lease that one push covers: positions ``start`` to ``stop`` of an epoch.
-
-    ``crc`` is over the sample ids that the worker read.
-    """
-
-    lease: int
-    epoch: int
-    start: int
-    stop: int
-    crc: int = 0
 
 
 @dataclass(slots=True)
@@ -50,7 +36,9 @@ class Ledger:
         lease_s: seconds without progress until a lease is taken back.
     """
 
-    def __init__(self, kind: str, *, samples: int, epochs: int, chunk: int, lease_s: float) -> None:
+    def __init__(
+        self, kind: Kind, *, samples: int, epochs: int, chunk: int, lease_s: float
+    ) -> None:
         self.kind = kind
         self.samples = samples
         self.epochs = epochs
@@ -112,9 +100,12 @@ class Ledger:
 
     def count(self, spans: Iterable[Span], now_s: float) -> None:
         """Count spans without an objection."""
+        owners = set()
         for span in spans:
-            self._advance(span, now_s)
-            self._counted[span.epoch] += span.stop - span.start
+            owners.add(self._advance(span))
+            self._counted[span.epoch] += span.samples
+        for owner in owners:
+            self.renew(owner, now_s)
         while self._counted.get(self.complete_epochs) == self.samples:
             finished = self.complete_epochs
             del self._counted[finished]
@@ -126,11 +117,12 @@ class Ledger:
         """Take back the spans of a refused push, for other workers."""
         for span in spans:
             held = self._leases.get(span.lease)
-            self.refused += span.stop - span.start
+            self.refused += span.samples
             if held is None or held.owner != owner or held.done != span.start:
                 continue  # already taken back
             self._return(held.lease.epoch, span.start, span.stop)
-            self._advance(span, now_s)
+            self._advance(span)
+        self.renew(owner, now_s)
 
     def give_back(self, owner: str) -> int:
         """Take back the unreported positions of ``owner``; return their number."""
@@ -194,12 +186,13 @@ class Ledger:
                 return epoch, start, end
         return None
 
-    def _advance(self, span: Span, now_s: float) -> None:
+    def _advance(self, span: Span) -> str:
+        """Move the lease on; return its owner."""
         held = self._leases[span.lease]
         held.done = span.stop
         if held.done == held.lease.stop:
             del self._leases[span.lease]
-        self.renew(held.owner, now_s)
+        return held.owner
 
     def _drop(self, lease: int) -> int:
         held = self._leases.pop(lease)

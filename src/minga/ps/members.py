@@ -12,13 +12,16 @@ from typing import Any
 
 from minga.algorithm.pacing import FIRST_STEPS, RecentPaces
 from minga.errors import Hint, Refused
+from minga.messages import Hello
+from minga.observe.events import Thinned
 from minga.timing import ACTIVE_S
-from minga.transport.stream import Message
 
 JOINING, TRAINING, LOST, LEFT = "joining", "training", "lost", "left"
 
 _KEPT = ("rank", "uuid", "name", "host", "hostname", "device", "generation")
 _ACTIVE_WINDOWS = 3
+_LEAST_WINDOW_S = 0.01
+"""No worker is believed to push more often."""
 
 
 @dataclass(slots=True)
@@ -61,6 +64,13 @@ class Member:
     rate: float = 0.0
     """Samples per second over the last pushes."""
     totals: Totals = field(default_factory=Totals)
+    pushed: Thinned = field(default_factory=Thinned)
+    refused: Thinned = field(default_factory=Thinned)
+    """Which of its pushes are written as events."""
+    misfits: int = 0
+    """Malformed messages."""
+    spoilt: int = 0
+    """Pushes in a row that were refused for their content."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,22 +88,31 @@ class Members:
 
     def __init__(self) -> None:
         self._by_rank: dict[int, Member] = {}
+        self._sent_away: dict[str, str] = {}
         self._generation = 0
 
     def __iter__(self) -> Iterator[Member]:
         """Iterate in the order of ranks."""
         return iter([self._by_rank[rank] for rank in sorted(self._by_rank)])
 
-    def admit(self, hello: Message, host: str, now_s: float) -> Member:
+    def admit(self, hello: Hello, host: str, now_s: float) -> Member:
         """Give a joining worker its rank.
 
         Raises:
-            Refused: ``rank-held`` by a live worker, or ``rank-invalid``.
+            Refused: ``rank-held`` by a live worker, ``rank-invalid``, or ``sent-away``.
         """
-        wanted = hello.get("rank")
-        rank = self._rank_of(str(hello["uuid"]), wanted)
+        if (why := self._sent_away.get(hello.uuid)) is not None:
+            raise Refused(
+                f"the ps sent this worker away: {why}",
+                code="sent-away",
+                hints=(
+                    Hint("the same version on both?", "minga --version"),
+                    Hint("its device, memory and data are sound? then", "start it again"),
+                ),
+            )
+        rank = self._rank_of(hello.uuid, hello.rank)
         holder = self._by_rank.get(rank)
-        if holder is not None and holder.uuid != hello["uuid"] and self._alive(holder):
+        if holder is not None and holder.uuid != hello.uuid and self._alive(holder):
             raise Refused(
                 f"rank {rank} is held by {holder.name} on {holder.host}, which is alive",
                 code="rank-held",
@@ -102,18 +121,25 @@ class Members:
         self._generation += 1
         member = Member(
             rank=rank,
-            uuid=str(hello["uuid"]),
-            name=str(hello.get("name") or f"worker-{rank:02d}"),
+            uuid=hello.uuid,
+            name=hello.name or f"worker-{rank:02d}",
             host=host,
-            hostname=str(hello.get("hostname", "")),
-            device=str(hello.get("device", "")),
+            hostname=hello.hostname,
+            device=hello.device,
             generation=self._generation,
             heard_s=now_s,
+            batch_size=hello.batch_size,
             totals=holder.totals if holder else Totals(),
         )
         member.totals.joins += 1
+        member.pushed = Thinned(member.totals.pushes)
+        member.refused = Thinned(member.totals.refused)
         self._by_rank[rank] = member
         return member
+
+    def send_away(self, member: Member, why: str) -> None:
+        """Refuse this worker process from now on."""
+        self._sent_away[member.uuid] = why
 
     def state(self) -> list[dict[str, Any]]:
         """Return each member's part of a checkpoint (plain types)."""
@@ -132,7 +158,8 @@ class Members:
 
     def pushes_per_s(self) -> float:
         """Return the pushes per second of all training workers together."""
-        return sum(1 / each.window_s for each in self if each.state == TRAINING and each.window_s)
+        windows = [each.window_s for each in self if each.state == TRAINING and each.window_s]
+        return sum(1 / max(window_s, _LEAST_WINDOW_S) for window_s in windows)
 
     def current(self, member: Member) -> bool:
         """Whether this generation still holds its rank."""
@@ -147,9 +174,9 @@ class Members:
         )
         return max(1, heard)
 
-    def _rank_of(self, uuid: str, wanted: object) -> int:
+    def _rank_of(self, uuid: str, wanted: int | None) -> int:
         if wanted is not None:
-            if not isinstance(wanted, int) or wanted < 1:
+            if wanted < 1:
                 raise Refused(f"rank {wanted!r} is not 1, 2, 3 ...", code="rank-invalid")
             return wanted
         for member in self:

@@ -100,6 +100,7 @@ class SharedParameters:
     def create(cls, weights: Tensor, buffers: Tensor) -> SharedParameters:
         """Create the shared memory with copies of both, flat fp32. Version 0."""
         descriptor = _anonymous_file()
+        os.fchmod(descriptor, 0)  # not even this user's processes reopen it through /proc
         os.ftruncate(descriptor, _Sections.total_bytes(weights.numel(), buffers.numel()))
         created = cls(descriptor, weights.numel(), buffers.numel())
         created.load(weights, buffers, 0)

@@ -26,11 +26,13 @@ class Choice:
 
     Args:
         folder: of the run; None for a new one without a name yet.
-        resumed: content of its ``last.pth``; None for a new run.
+        resumed: content of its checkpoint; None for a new run.
+        damage: why it is ``previous.pth`` and not ``last.pth``; None if it is not.
     """
 
     folder: RunFolder | None
     resumed: dict[str, Any] | None = None
+    damage: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -61,14 +63,19 @@ def choose(options: PsOptions, wanted: Settings) -> Choice:
                 ),
             )
         return Choice(named)
-    last = _newest(options.runs, named) if options.resume == "auto" else Path(options.resume)
-    if last is None:
-        return Choice(named)
-    content = checkpoint.read_resumable(last)
+    damage = None
+    if options.resume == "auto":
+        newest = _newest(options.runs, named)
+        if newest is None:
+            return Choice(named)
+        last, content, damage = _readable(newest)
+    else:
+        last = Path(options.resume)
+        content = checkpoint.read_resumable(last)
     folder = RunFolder(options.runs / _plain_name(content["run_id"], str(last)))
     if not folder.finished:
         _require_same(wanted, checkpoint.settings_of(content, last), last)
-    return Choice(folder, content)
+    return Choice(folder, content, damage)
 
 
 def new_name(settings: Settings) -> str:
@@ -92,13 +99,27 @@ def _plain_name(text: str, place: str) -> str:
     return text
 
 
-def _newest(runs: Path, named: RunFolder | None) -> Path | None:
-    """Return the ``last.pth`` of the newest unfinished run, or of the named one."""
+def _newest(runs: Path, named: RunFolder | None) -> RunFolder | None:
+    """Return the newest unfinished run with a checkpoint, or the named one if it has one."""
     names = sorted((each.name for each in runs.glob("*/")), reverse=True)
     for folder in [named] if named else [RunFolder(runs / name) for name in names]:
-        if folder.last.exists() and not folder.finished:
-            return folder.last
+        if (folder.last.exists() or folder.previous.exists()) and not folder.finished:
+            return folder
     return None
+
+
+def _readable(folder: RunFolder) -> tuple[Path, dict[str, Any], str | None]:
+    """Return path and content of a run's newest readable checkpoint, and what the newest has.
+
+    Raises Refused if neither can be read.
+    """
+    try:
+        return folder.last, checkpoint.read_resumable(folder.last), None
+    except Refused as error:
+        if error.code == "checkpoint-format" or not folder.previous.exists():
+            raise
+        damage = error.what
+    return folder.previous, checkpoint.read_resumable(folder.previous), damage
 
 
 def _require_same(wanted: Settings, saved: Settings, last: Path) -> None:

@@ -25,6 +25,7 @@ from minga.ps.run_state import RunState
 from minga.settings.options import PsOptions
 from minga.settings.sources import Resolved
 from minga.tasks import zoo
+from minga.transport import sandbox
 from minga.transport.address import lan_addresses
 from minga.transport.door import listen
 from minga.transport.identity import Identity
@@ -58,6 +59,9 @@ def run_ps(resolved: Resolved, options: PsOptions) -> int:
             sources = {"settings": settings.to_dict(), "sources": resolved.sources}
             write_json(folder.path / "config.json", {"schema": "minga.config/1", **sources})
             state = RunState(settings, folder, choice.resumed)
+            if choice.damage is not None:
+                console.warn(f"{choice.damage}. Resuming from the one before: {folder.previous}")
+                state.events.write("checkpoint_damaged", reason=choice.damage)
             return asyncio.run(_serve(state, identity, options, console, listener))
         finally:
             os.close(claim)
@@ -91,6 +95,8 @@ async def _serve(
     state.events.subscribe(lambda event: _show_event(event, console))
     state.events.write("run_start", port=port, world_size=world_size, resumed=bool(state.resumed))
     _invite(console, state, identity, options, port)
+    if not (found := sandbox.available()).complete:
+        console.warn(f"{sandbox.OPEN} ({found})")
     with Progress(console) as progress:
         coordinator.show = progress.update
         phase = await coordinator.run()
@@ -153,7 +159,7 @@ async def _leave_files(
     deadline = time.monotonic() + (_PATIENCE_S if phase == DONE else 0)
     stats = state.folder.stats_file("ps")
     while True:
-        coordinator.report.publish(coordinator.bookkeeper, coordinator.refused_visitors)
+        coordinator.report.publish(coordinator.bookkeeper, coordinator.refused.total)
         try:
             _write_files(coordinator, state, phase, stats)
             return
@@ -164,7 +170,7 @@ async def _leave_files(
 
 
 def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: Path) -> None:
-    """Write statistics, curves and, last, the summary, which marks the run as done."""
+    """Write statistics, the summary, which marks the run as done, and the curves."""
     folder, bookkeeper = state.folder, coordinator.bookkeeper
     status = coordinator.report.status(bookkeeper)
     write_json(
@@ -172,9 +178,9 @@ def _write_files(coordinator: Coordinator, state: RunState, phase: str, stats: P
     )
     if (trouble := state.unwritten()) is not None:
         raise trouble
-    draw(folder.path / "events.jsonl", folder.path / "curves.png")
     if phase == DONE and bookkeeper is not None:
         write_json(folder.summary, coordinator.report.summary(bookkeeper))
+    draw(folder.path / "events.jsonl", folder.path / "curves.png")
 
 
 def _close(console: Console, coordinator: Coordinator, state: RunState, phase: str) -> None:

@@ -136,7 +136,9 @@ class RunState:
                     self._capture, bookkeeper, handles, asyncio.get_running_loop()
                 )
                 started_s = time.monotonic()
-                await asyncio.to_thread(checkpoint.write, self.folder.last, content)
+                await asyncio.to_thread(
+                    checkpoint.write, self.folder.last, content, keep=self.folder.previous
+                )
             except OSError as error:
                 self.events.write("checkpoint_failed", reason=f"{self.folder.last.name}: {error}")
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
+import math
 import os
 import signal
 import socket
@@ -18,25 +19,32 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+from msgspec.structs import replace
 
+from minga import messages
 from minga.algorithm import codec as codecs
 from minga.algorithm import localsgd
+from minga.messages import Answer, Malformed, Push
+from minga.ps import requests
 from minga.ps.parameters import TURN_BYTE, SharedParameters, Update
 from minga.timing import CONTROL_S, SILENCE_S, STREAM_S
-from minga.transport import rpc, store
+from minga.transport import rpc, sandbox, store
 from minga.transport.forwarder import forward
 from minga.transport.identity import Identity
 from minga.transport.reply_turns import Turn
 from minga.transport.stream import (
     HELLO_LIMIT_BYTES,
-    Message,
     close,
     receive,
+    receive_frame,
     send,
 )
+
+_COPIES = 8
+_BESIDE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +71,17 @@ class Control:
         self._lock = threading.Lock()
         line.settimeout(CONTROL_S)
 
-    def ask(self, do: str, **fields: Any) -> Message:
-        """Return the coordinator's answer. Raises OSError when it is gone."""
+    def ask(self, request: requests.Request) -> requests.Reply:
+        """Return the coordinator's reply. Raises OSError when it is gone."""
         with self._lock:
-            send(self._line, {"do": do, **fields})
-            return receive(self._line)
+            send(self._line, request)
+            return requests.decode_reply(receive_frame(self._line))
+
+    def answer(self, request: requests.Request) -> Answer:
+        """Return the coordinator's reply to a request that has an answer."""
+        reply = self.ask(request)
+        assert isinstance(reply, Answer), reply
+        return reply
 
 
 class Session:
@@ -85,67 +99,92 @@ class Session:
         self._cpu_from_s = time.process_time()
         self._reply_cpu_s = 0.0  # of the previous reply, reported with the next push
 
-    def handle(self, message: Message, tensors: rpc.Tensors) -> tuple[Message, rpc.Tensors]:
-        """Answer one call; runs on an RPC thread.
+    def handle(self, body: str, tensors: rpc.Tensors) -> tuple[Answer, rpc.Tensors]:
+        """Answer one call, a :class:`Signed` as JSON; runs on an RPC thread.
 
         Raises:
             PermissionError: the call does not have the session's key: another process on this
                 PC's loopback made it.
+            Malformed: the message or its tensors are not what they should be; counted against
+                the worker.
         """
-        if not hmac.compare_digest(str(message.pop("key", "")), self._spec.key):
+        if not hmac.compare_digest(messages.decode(body, messages.Signature).key, self._spec.key):
             raise PermissionError("a call without this session's key")
         with self._one_call:
-            match message["do"]:
-                case "push":
-                    return self._push(message, *tensors)
-                case "weights":
-                    return self._weights()
-                case "snapshot":
-                    return self._snapshot(with_weights=bool(message["weights"]))
-                case "result":
-                    vector = base64.b64encode(tensors[0].numpy().tobytes()) if tensors else b""
-                    return self._control.ask("result", message=message, vector=vector.decode()), ()
-                case "work" | "progress" | "leave" as do:
-                    return self._control.ask(do, message=message), ()
-                case other:
-                    raise ValueError(f"unknown call {other!r}")
+            try:
+                return self._handle(messages.decode(body, messages.Signed).call, tensors)
+            except Malformed as error:
+                self._control.ask(requests.Misfit(what=str(error)[: messages.WORDS_CHARS]))
+                raise
 
-    def _weights(self) -> tuple[Message, rpc.Tensors]:
+    def _handle(self, call: messages.Call, tensors: rpc.Tensors) -> tuple[Answer, rpc.Tensors]:
+        match call:
+            case Push():
+                return self._push(call, *self._checked(tensors))
+            case messages.GetWeights():
+                return self._weights()
+            case messages.GetSnapshot():
+                return self._snapshot(with_weights=call.weights)
+            case messages.Result():
+                return self._control.answer(self._evaluated(call, tensors)), ()
+            case messages.NextWork():
+                return self._control.answer(requests.AskWork()), ()
+            case messages.Progress():
+                return self._control.answer(requests.Renew()), ()
+            case messages.Leave():
+                return self._control.answer(requests.Left(failed=call.failed)), ()
+
+    def _weights(self) -> tuple[Answer, rpc.Tensors]:
         weights, buffers, version = self._parameters.snapshot()
         self._reference.copy_(weights)
-        return {"version": version, **self._control.ask("work", message={})}, (weights, buffers)
+        return replace(self._control.answer(requests.AskWork()), version=version), (
+            weights,
+            buffers,
+        )
 
-    def _snapshot(self, *, with_weights: bool) -> tuple[Message, rpc.Tensors]:
+    def _snapshot(self, *, with_weights: bool) -> tuple[Answer, rpc.Tensors]:
         weights = self._parameters.frozen_weights().clone() if with_weights else torch.empty(0)
-        return {}, (weights, self._parameters.frozen_buffers().clone())
+        return Answer(), (weights, self._parameters.frozen_buffers().clone())
+
+    def _evaluated(self, result: messages.Result, tensors: rpc.Tensors) -> requests.Evaluated:
+        if result.kind == "validate":
+            return requests.Evaluated(result=result)
+        length = 1 + 2 * self._spec.buffers
+        shapes = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if shapes != [((length,), torch.float64)]:
+            raise Malformed(f"result: statistics of {shapes}, not fp64 [{length}]")
+        return requests.Evaluated(
+            result=result, statistics=base64.b64encode(tensors[0].numpy().tobytes()).decode()
+        )
 
     def _push(
-        self, message: Message, payload: torch.Tensor, buffers: torch.Tensor
-    ) -> tuple[Message, rpc.Tensors]:
-        self._check_shapes(payload, buffers)
-        crc = message.get("reference_crc")
-        if crc is not None and crc != codecs.crc(self._reference):
-            return self._control.ask("drifted", message=message), ()
+        self, push: Push, payload: torch.Tensor, buffers: torch.Tensor
+    ) -> tuple[Answer, rpc.Tensors]:
+        if push.base_version > self._parameters.version:
+            raise Malformed(f"push: base_version {push.base_version} is not reached yet")
+        if push.reference_crc not in (None, codecs.crc(self._reference)):
+            return self._control.answer(requests.Drifted(push=push)), ()
         started_s = time.thread_time()
         norm = codecs.payload_norm(self._codec, payload)
         if not bool(torch.isfinite(buffers).all()):
             norm = float("nan")
-        verdict = self._control.ask("admit", message=message)
-        if verdict["verdict"] == "granted":
-            verdict = self._apply(message, payload, buffers, norm, verdict, started_s)
-        if verdict["verdict"] != "applied":
-            return verdict, ()
-        return self._reply(self._when_the_round_is_over(verdict))
+        reply = self._control.ask(requests.Admit(push=push))
+        if isinstance(reply, requests.Grant):
+            reply = self._apply(push, payload, buffers, norm, reply, started_s)
+        assert isinstance(reply, Answer), reply
+        if reply.verdict != "applied":
+            return reply, ()
+        return self._reply(self._when_the_round_is_over(reply))
 
     def _apply(
         self,
-        message: Message,
+        push: Push,
         payload: torch.Tensor,
         buffers: torch.Tensor,
         norm: float,
-        grant: Message,
+        grant: requests.Grant,
         started_s: float,
-    ) -> Message:
+    ) -> Answer:
         """Check and apply under one lock, so that the staleness is exact.
 
         ``started_s`` is this thread's CPU clock when work on the push began.
@@ -153,10 +192,9 @@ class Session:
         parameters = self._parameters
         with parameters.locked():
             active = max(1, parameters.active_workers)
-            staleness = parameters.version - int(message["base_version"])
-            own = float(grant["own_staleness"])
-            limit = localsgd.staleness_limit(active, self._spec.max_staleness, own)
-            reason = localsgd.refusal(norm, staleness, limit, grant["median_norm"])
+            staleness = parameters.version - push.base_version
+            limit = localsgd.staleness_limit(active, self._spec.max_staleness, grant.own_staleness)
+            reason = localsgd.refusal(norm, staleness, limit, grant.median_norm)
             if reason is None:
                 update = Update(
                     payload=payload,
@@ -165,42 +203,50 @@ class Session:
                     buffers=buffers,
                     buffer_weight=localsgd.moving_average_weight(active),
                 )
-                parameters.apply(update, push_id=grant["push"], slot=self._spec.slot)
-        facts = {"push": grant["push"], "staleness": staleness, "message": message}
+                parameters.apply(update, push_id=grant.push, slot=self._spec.slot)
         if reason is not None:
-            return self._control.ask("refused", reason=reason, norm=norm, **facts)
+            finite = norm if math.isfinite(norm) else None
+            return self._control.answer(
+                requests.Refuse(reason=reason, staleness=staleness, norm=finite)
+            )
         cpu_s, self._cpu_from_s = time.process_time() - self._cpu_from_s, time.process_time()
-        cost = {
-            "apply_cpu_s": time.thread_time() - started_s,
-            "reply_cpu_s": self._reply_cpu_s,
-            "session_cpu_s": cpu_s,
-        }
-        return self._control.ask("applied", norm=norm, **facts, **cost)
+        applied = requests.Applied(
+            staleness=staleness,
+            norm=norm,
+            apply_cpu_s=time.thread_time() - started_s,
+            reply_cpu_s=self._reply_cpu_s,
+            session_cpu_s=cpu_s,
+        )
+        return self._control.answer(applied)
 
-    def _when_the_round_is_over(self, answer: Message) -> Message:
+    def _when_the_round_is_over(self, answer: Answer) -> Answer:
         """Delay the reply until the round is closed, if the run has rounds."""
-        number = answer.pop("round", None)
-        if number is None:
+        if answer.round is None:
             return answer
         held_from_s = time.monotonic()
-        while not (work := self._control.ask("round", number=number)).pop("closed"):
+        asked = requests.AskRound(number=answer.round)
+        while isinstance(closed := self._control.ask(asked), requests.NotYet):
             pass  # the coordinator answers within a second
-        return {**answer, **work, "held_s": time.monotonic() - held_from_s}
+        assert isinstance(closed, Answer), closed
+        return replace(answer, work=closed.work, held_s=time.monotonic() - held_from_s)
 
-    def _reply(self, answer: Message) -> tuple[Message, rpc.Tensors]:
+    def _reply(self, answer: Answer) -> tuple[Answer, rpc.Tensors]:
         started_s = time.thread_time()
         version = self._parameters.version
         payload = self._payload
         codecs.encode_reply(self._codec, self._parameters.ahead, self._reference, payload)
         buffers = self._parameters.read_buffers()
         self._reply_cpu_s = time.thread_time() - started_s
-        return {"version": version, **answer}, (payload, buffers)
+        return replace(answer, version=version), (payload, buffers)
 
-    def _check_shapes(self, payload: torch.Tensor, buffers: torch.Tensor) -> None:
-        if payload.shape != (self._codec.nbytes,) or payload.dtype != torch.uint8:
-            raise ValueError(f"a push of {tuple(payload.shape)} {payload.dtype}")
-        if buffers.shape != (self._spec.buffers,) or buffers.dtype != torch.float32:
-            raise ValueError(f"buffers of {tuple(buffers.shape)} {buffers.dtype}")
+    def _checked(self, tensors: rpc.Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a push's payload and buffers. Raises Malformed for any other tensors."""
+        wanted = [((self._codec.nbytes,), torch.uint8), ((self._spec.buffers,), torch.float32)]
+        found = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        if found != wanted:
+            raise Malformed(f"push: tensors of {found}, not {wanted}")
+        payload, buffers = tensors
+        return payload, buffers
 
 
 class _Streams:
@@ -212,10 +258,11 @@ class _Streams:
         rendezvous: store.SessionStore,
         port: int,
         parameters: SharedParameters,
+        context: ssl.SSLContext,
     ) -> None:
         self._spec = spec
         self._parameters = parameters
-        self._context = spec.identity.server_context()
+        self._context = context
         self._store = rendezvous
         self._port = port
 
@@ -233,13 +280,13 @@ class _Streams:
         stream = raw
         try:
             stream = self._context.wrap_socket(raw, server_side=True)  # owns the descriptor now
-            hello = receive(stream, HELLO_LIMIT_BYTES)
-            if not hmac.compare_digest(str(hello.get("key")), self._spec.key):
+            hello = receive(stream, messages.StreamHello, HELLO_LIMIT_BYTES)
+            if not hmac.compare_digest(hello.key, self._spec.key):
                 raise ValueError("wrong session key")
         except (OSError, ValueError):
             close(stream)
             return
-        if hello.get("role") == "rpc":
+        if hello.role == "rpc":
             agent = socket.create_connection(("127.0.0.1", self._port))
             turn = Turn(self._parameters.fileno(), TURN_BYTE)
             forward(stream, agent, lambda: None, turn)
@@ -261,7 +308,7 @@ def leave(reason: str) -> NoReturn:
     """Report the reason and end this process; it needs no clean-up."""
     if _control is not None:
         with contextlib.suppress(OSError, ValueError):
-            _control.ask("lost", reason=reason)
+            _control.ask(requests.Lost(reason=reason))
     os._exit(0)
 
 
@@ -281,23 +328,18 @@ def main(
     rendezvous = store.SessionStore()
 
     def report(name: str) -> None:
-        control.ask("stranger", name=name, peers=_peers())
+        control.ask(requests.ForbiddenName(name=name[: messages.WORDS_CHARS]))
 
     rpc.on_refused(report)
+    context = spec.identity.server_context()  # its key cannot be read any more afterwards
+    sandbox.limit_memory(_memory_bytes(spec))
+    sandbox.restrict()
     rpc.start(rpc.PS, rendezvous, handler=session.handle)
     port = rpc.own_port(rendezvous, rpc.PS)
-    control.ask("ready", port=port)
-    _Streams(spec, rendezvous, port, parameters).receive_all(descriptors)
+    control.ask(requests.Ready(port=port))
+    _Streams(spec, rendezvous, port, parameters, context).receive_all(descriptors)
 
 
-def _peers() -> list[str]:
-    """Return the peers of this process's RPC port on loopback (one of them made the call)."""
-    import psutil
-
-    found = []
-    with contextlib.suppress(psutil.Error, OSError):
-        own = {c.laddr.port for c in psutil.Process().net_connections("tcp") if not c.raddr}
-        for each in psutil.net_connections("tcp"):
-            if each.raddr and each.raddr.port in own and each.pid != os.getpid():
-                found.append(f"process {each.pid or 'of another user'}")
-    return sorted(set(found))
+def _memory_bytes(spec: SessionSpec) -> int:
+    """Return what a session may allocate: copies of the parameters, payloads, threads."""
+    return _COPIES * 4 * (spec.weights + spec.buffers) + _BESIDE_BYTES

@@ -11,14 +11,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 
+from minga.messages import Push
 from minga.ps import session as session_process
 from minga.ps.members import Member
 from minga.ps.parameters import SLOTS, SharedParameters
+from minga.ps.requests import Reply, Request, decode_request
 from minga.ps.session import SessionSpec
 from minga.timing import SESSION_UP_S
+from minga.transport.door import JoinStream
 from minga.transport.stream import (
     SESSION_ID_CHARS,
-    Message,
     encode_frame,
     read_frame,
 )
@@ -26,7 +28,7 @@ from minga.transport.stream import (
 FROZEN_LOOKS = 10
 """Consecutive checks, a second apart, at which a session holds the lock before it is killed."""
 
-Answer = Callable[["Handle", Message], Awaitable[Message]]
+Answering = Callable[["Handle", Request], Awaitable[Reply]]
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Pending:
     """An admitted push without a report so far."""
 
     push: int
-    message: Message
+    message: Push
 
 
 class Handle:
@@ -49,6 +51,10 @@ class Handle:
         """The RPC agent listens."""
         self.in_use = asyncio.Event()
         """The worker has called."""
+        self.over = asyncio.Event()
+        """The process is gone, or about to be killed."""
+        self.failure = ""
+        """Why the coordinator ended it."""
         self.process: ForkServerProcess
         self._line, self._their_line = socket.socketpair()
         self._descriptors, self._their_descriptors = socket.socketpair()
@@ -73,12 +79,12 @@ class Handle:
         socket.send_fds(self._descriptors, [b"\0"], [raw.fileno()])
         raw.close()
 
-    async def serve(self, answer: Answer) -> None:
+    async def serve(self, answer: Answering) -> None:
         """Answer the process's requests until it ends."""
         reader, writer = await asyncio.open_unix_connection(sock=self._line)
         with contextlib.suppress(OSError, EOFError), contextlib.closing(writer):
             while True:
-                asked = await read_frame(reader)
+                asked = decode_request(await read_frame(reader))
                 writer.write(encode_frame(await answer(self, asked)))
                 await writer.drain()
 
@@ -88,6 +94,17 @@ class Handle:
         with contextlib.suppress(ValueError, AttributeError):
             return self.process.pid
         return None
+
+    def peers(self) -> list[str]:
+        """Return who is connected to the process's RPC port on loopback (blocking)."""
+        import psutil
+
+        found = set()
+        with contextlib.suppress(psutil.Error, OSError):
+            for each in psutil.net_connections("tcp"):
+                if each.raddr and each.raddr.port == self.port and each.pid != self.pid:
+                    found.add(f"process {each.pid or 'of another user'}")
+        return sorted(found)
 
     def kill(self) -> None:
         """End the process now."""
@@ -117,7 +134,7 @@ class Sessions:
         self,
         template: SessionSpec,
         parameters: SharedParameters,
-        answer: Answer,
+        answer: Answering,
         ended: Callable[[Handle], None],
     ) -> None:
         self._template = template
@@ -155,14 +172,37 @@ class Sessions:
         await self.reached(handle, handle.ready)
         return handle
 
-    async def reached(self, handle: Handle, point: asyncio.Event) -> None:
-        """Wait until a session reaches ``point``; after SESSION_UP_S kill it and raise."""
+    async def reached(
+        self, handle: Handle, point: asyncio.Event, join: JoinStream | None = None
+    ) -> None:
+        """Wait until a session reaches ``point``; else kill it and raise.
+
+        Args:
+            handle: of the session.
+            point: one of its events.
+            join: of its worker, which keeps it open until it uses the session.
+
+        Raises:
+            TimeoutError: after SESSION_UP_S.
+            ConnectionError: the session's process ended, or its worker did.
+        """
+        waits = [point.wait(), handle.over.wait(), *([join.ended()] if join is not None else [])]
+        tasks = [asyncio.ensure_future(each) for each in waits]
         try:
-            async with asyncio.timeout(SESSION_UP_S):
-                await point.wait()
-        except TimeoutError:
-            handle.kill()
-            raise
+            await asyncio.wait(tasks, timeout=SESSION_UP_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if point.is_set():
+            return
+        ended = handle.over.is_set()
+        handle.kill()
+        if ended:
+            raise ConnectionError("the session's process ended")
+        if join is not None and not tasks[-1].cancelled():
+            raise ConnectionError("the worker ended before it used its session")
+        raise TimeoutError(f"the session was not in use after {SESSION_UP_S:g} s")
 
     def pass_on(self, session: str, raw: socket.socket, host: str) -> bool:
         """Pass a connection to its session; False for an unknown session or another host."""
@@ -205,7 +245,10 @@ class Sessions:
         try:
             await asyncio.to_thread(handle.start, self._parameters)
             await handle.serve(self._answer)
+        except (ValueError, MemoryError) as error:
+            handle.failure = str(error)
         finally:
+            handle.over.set()
             await asyncio.to_thread(self._clean_up, handle)
             # settled in the same step: until then a capture finds the handle
             del self._handles[handle.spec.id]

@@ -9,7 +9,7 @@ _VIRTUAL = ("docker", "br-", "veth", "virbr", "lo")
 
 
 def lan_addresses() -> list[str]:
-    """Return this PC's IPv4 addresses, that of the default route first; else loopback."""
+    """Return this PC's IPv4 addresses, the default route's first; else IPv6's; else loopback."""
     import psutil
 
     found = [
@@ -22,7 +22,21 @@ def lan_addresses() -> list[str]:
     ]
     outward = _outward()
     found.sort(key=lambda address: address != outward)
-    return found or ["127.0.0.1"]
+    return found or _ipv6_addresses() or ["127.0.0.1"]
+
+
+def _ipv6_addresses() -> list[str]:
+    import psutil
+
+    return [
+        address.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET6
+        and not name.startswith(_VIRTUAL)
+        and "%" not in address.address  # link-local: means nothing on another PC
+        and not ipaddress.ip_address(address.address).is_loopback
+    ]
 
 
 def _outward() -> str | None:

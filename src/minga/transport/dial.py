@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Literal
 
+from msgspec.structs import replace
+
+from minga.data.facts import DataFacts
 from minga.errors import Hint, MingaError, Refused, Unreachable, UsageError
+from minga.messages import (
+    Admission,
+    Answer,
+    Call,
+    Hello,
+    Malformed,
+    Message,
+    Nonce,
+    Preparation,
+    Problem,
+    Refusal,
+    Signed,
+    StreamHello,
+    Terms,
+    Welcome,
+    decode,
+)
 from minga.timing import PROBE_S, RETRY_S, SESSION_UP_S, STREAM_S
 from minga.transport import rpc
 from minga.transport.forwarder import PortForwarder
 from minga.transport.identity import Secret
 from minga.transport.store import WorkerStore
-from minga.transport.stream import Message, StreamClosed, dial, receive, send
+from minga.transport.stream import StreamClosed, dial, receive_frame, send
 
 Address = tuple[str, int]
 
@@ -97,20 +119,20 @@ class Join:
         OSError: the ps went away.
     """
 
-    def __init__(self, address: Address, secret: Secret, hello: Message) -> None:
+    def __init__(self, address: Address, secret: Secret, hello: Hello) -> None:
         self._address = address
         self._secret = secret
         self._hello = hello
         self._stream: ssl.SSLSocket
 
     def __enter__(self) -> Join:
-        """Dial and prove the token; ``welcome`` holds the ps's answer afterwards."""
+        """Dial and prove the token; ``terms`` are the ps's afterwards."""
         self._stream = self._dial()
         try:
             self._stream.settimeout(SESSION_UP_S)
-            nonce = bytes.fromhex(self._receive()["nonce"])
-            send(self._stream, {"proof": self._secret.proof(nonce).hex(), **self._hello})
-            self.welcome = self._receive()
+            nonce = bytes.fromhex(self._receive(Nonce).nonce)
+            send(self._stream, replace(self._hello, proof=self._secret.proof(nonce).hex()))
+            self.terms: Terms = self._receive(Welcome).welcome
         except BaseException:
             self._stream.close()
             raise
@@ -120,18 +142,18 @@ class Join:
         """Close the stream."""
         self._stream.close()
 
-    def report_data(self, facts: Message) -> Message:
+    def report_data(self, facts: DataFacts) -> Admission:
         """Report this worker's data; return the session that the ps created."""
-        send(self._stream, {"data": facts})
-        return self._receive()
+        send(self._stream, Preparation(data=facts))
+        return self._receive(Admission)
 
     def keep(self) -> None:
         """Send a keepalive while this worker prepares (opening data may take a while)."""
-        send(self._stream, {"preparing": True})
+        send(self._stream, Preparation(preparing=True))
 
     def fail(self, error: MingaError) -> None:
         """Report to the ps why this worker cannot train."""
-        send(self._stream, {"failed": {"code": error.code, "what": error.what}})
+        send(self._stream, Preparation(failed=Problem(code=error.code, what=error.what)))
 
     def _dial(self) -> ssl.SSLSocket:
         try:
@@ -146,18 +168,16 @@ class Join:
         except ConnectionResetError as error:
             raise NoAnswer("it closed the connection", other=False) from error
 
-    def _receive(self) -> Message:
+    def _receive(self, kind: type[Message]) -> Message:
         try:
-            message = receive(self._stream)
+            frame = receive_frame(self._stream)
         except StreamClosed as closed:
             raise StreamClosed("the ps closed the join") from closed
-        if refused := message.get("refused"):
-            raise Refused(
-                str(refused["what"]),
-                code=str(refused["code"]),
-                hints=tuple(Hint(*pair) for pair in refused.get("hints", ())),
-            )
-        return message
+        with contextlib.suppress(Malformed):
+            refused = decode(frame, Refusal).refused
+            hints = tuple(Hint(*pair) for pair in refused.hints)
+            raise Refused(refused.what, code=refused.code, hints=hints)
+        return decode(frame, kind)
 
 
 class PortTaken(ConnectionError):
@@ -170,7 +190,7 @@ class Link(AbstractContextManager["Link"]):
     Args:
         address: the ps.
         secret: token and certificate hash.
-        session: result of :meth:`Join.report_data` (id, key, port, here).
+        session: result of :meth:`Join.report_data`.
         lost: set when the ps is gone; aborts calls in progress.
         on_lost: called then, from another thread, with the reason.
 
@@ -183,7 +203,7 @@ class Link(AbstractContextManager["Link"]):
         self,
         address: Address,
         secret: Secret,
-        session: Message,
+        session: Admission,
         lost: threading.Event,
         on_lost: Callable[[str], None],
     ) -> None:
@@ -193,16 +213,14 @@ class Link(AbstractContextManager["Link"]):
         self._lost = lost
         self._forwarder: PortForwarder | None = None
         self._store: WorkerStore | None = None
-        if not session["here"]:
+        if not session.here:
             try:
-                self._forwarder = PortForwarder(
-                    int(session["port"]), lambda: self._open_stream("rpc")
-                )
+                self._forwarder = PortForwarder(session.port, lambda: self._open_stream("rpc"))
             except OSError as error:
-                raise PortTaken(f"port {session['port']} is taken on this PC") from error
+                raise PortTaken(f"port {session.port} is taken on this PC") from error
         try:
             self._store = WorkerStore(self._open_stream("store"), on_lost)
-            rpc.start(rpc.WORKER, self._store)
+            rpc.start_restricted(rpc.WORKER, self._store)
         except RuntimeError as error:  # torch raises it for a group that was not formed in time
             self.close()
             raise rpc.broken_link(error, "no session: ") from error
@@ -211,17 +229,17 @@ class Link(AbstractContextManager["Link"]):
             raise
 
     def start(
-        self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
-    ) -> rpc.Call:
+        self, call: Call, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
+    ) -> rpc.Pending:
         """Call the session without waiting. Raises ConnectionError if the link is broken."""
-        signed = {**message, "key": self._session["key"]}
+        signed = Signed(key=self._session.key, call=call)
         return rpc.start_call(signed, tensors, timeout_s, self._lost)
 
     def call(
-        self, message: Message, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
-    ) -> tuple[Message, rpc.Tensors]:
+        self, call: Call, tensors: rpc.Tensors = (), *, timeout_s: float = 60.0
+    ) -> tuple[Answer, rpc.Tensors]:
         """Call the session. Raises ConnectionError if the link is broken or too slow."""
-        return self.start(message, tensors, timeout_s=timeout_s).result()
+        return self.start(call, tensors, timeout_s=timeout_s).result()
 
     def close(self) -> None:
         """End the agent and every stream of this session."""
@@ -235,7 +253,7 @@ class Link(AbstractContextManager["Link"]):
         """Close."""
         self.close()
 
-    def _open_stream(self, role: str) -> ssl.SSLSocket:
-        stream = dial(self._address, self._secret, str(self._session["id"]), STREAM_S)
-        send(stream, {"key": self._session["key"], "role": role})
+    def _open_stream(self, role: Literal["store", "rpc"]) -> ssl.SSLSocket:
+        stream = dial(self._address, self._secret, self._session.id, STREAM_S)
+        send(stream, StreamHello(key=self._session.key, role=role))
         return stream

@@ -1,7 +1,7 @@
 """The ps's one open port: authenticates connections and passes them on.
 
 Before it proves the token, a client gets bounded resources: 32 bytes of preamble, one frame of
-4 KiB, 5 seconds, and a place in a waiting room; a full one drops its oldest client.
+4 KiB, 5 seconds, and a place in a waiting room (see :mod:`minga.transport.waiting_room`).
 """
 
 from __future__ import annotations
@@ -9,31 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hmac
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable
 
 from minga.errors import Hint, UsageError
+from minga.messages import Message, Nonce, Problem, Proof, Refusal, decode
 from minga.timing import HANDSHAKE_S
 from minga.transport.identity import Identity
 from minga.transport.stream import (
     HELLO_LIMIT_BYTES,
     PREAMBLE_BYTES,
-    Message,
     encode_frame,
     read_frame,
     read_preamble,
     tune,
 )
+from minga.transport.waiting_room import WaitingRoom
 
 WAITING_ROOM = 256
 _BACKLOG = 512
-_WRONG_TOKEN: Message = {
-    "code": "token-wrong",
-    "what": "the join token is not this ps's",
-    "hints": [["copy it again", "the ps's terminal shows it, after MINGA_TOKEN="]],
-}
+_WRONG_TOKEN = Problem(
+    code="token-wrong",
+    what="the join token is not this ps's",
+    hints=[("copy it again", "the ps's terminal shows it, after MINGA_TOKEN=")],
+)
 
 
 class _Probe(Exception):
@@ -45,26 +48,36 @@ class JoinStream:
 
     Attributes:
         host: the worker's address.
-        hello: the worker's description of itself, sent with its proof.
+        hello: the frame with the worker's proof and its description of itself.
     """
 
     def __init__(
         self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.host = host
-        self.hello: Message = {}
+        self.hello = b""
         self._reader = reader
         self._writer = writer
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: object) -> None:
         """Send one frame. Raises OSError when the worker is gone."""
         self._writer.write(encode_frame(message))
         await self._writer.drain()
 
-    async def receive(self, timeout_s: float, limit: int = HELLO_LIMIT_BYTES) -> Message:
-        """Receive one frame. Raises TimeoutError, OSError, EOFError or ValueError."""
+    async def receive(self, kind: type[Message], timeout_s: float) -> Message:
+        """Receive one message. Raises TimeoutError, OSError, EOFError or ValueError."""
+        return decode(await self.receive_frame(timeout_s), kind)
+
+    async def receive_frame(self, timeout_s: float) -> bytes:
+        """Receive the body of one frame. Raises like :meth:`receive`."""
         async with asyncio.timeout(timeout_s):
-            return await read_frame(self._reader, limit)
+            return await read_frame(self._reader, HELLO_LIMIT_BYTES)
+
+    async def ended(self) -> None:
+        """Return when the worker has closed its side, or its process ended."""
+        with contextlib.suppress(OSError):
+            while await self._reader.read(HELLO_LIMIT_BYTES):
+                pass
 
     def close(self) -> None:
         """Close the stream."""
@@ -104,7 +117,7 @@ class Door:
         self._joined = joined
         self._streamed = streamed
         self._refused = refused
-        self._waiting: dict[asyncio.Task[None], None] = {}  # in order of arrival
+        self._waiting: WaitingRoom[asyncio.Task[None]] = WaitingRoom(WAITING_ROOM)
         self._inside: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -117,7 +130,7 @@ class Door:
 
     async def close(self) -> None:
         """Stop listening and drop connections that are not authenticated yet."""
-        tasks = [*self._waiting, *self._inside]
+        tasks = [*self._waiting.visitors(), *self._inside]
         if self._accepting is not None:
             tasks.append(self._accepting)
         for task in tasks:
@@ -134,11 +147,12 @@ class Door:
             except OSError:  # out of descriptors: waiting clients will free some
                 await asyncio.sleep(0.1)
                 continue
-            if len(self._waiting) >= WAITING_ROOM:
-                next(iter(self._waiting)).cancel()
-            task = loop.create_task(self._admit(raw, _plain_host(address[0])))
-            self._waiting[task] = None
-            task.add_done_callback(lambda done: self._waiting.pop(done, None))
+            host = _plain_host(address[0])
+            task = loop.create_task(self._admit(raw, host))
+            task.add_done_callback(functools.partial(self._waiting.leave, address=host))
+            for dropped in self._waiting.enter(task, host, time.monotonic()):
+                dropped.cancel()
+            await asyncio.sleep(0)  # with a full backlog, accepting alone never lets others run
 
     async def _admit(self, raw: socket.socket, host: str) -> None:
         try:
@@ -147,14 +161,18 @@ class Door:
         except _Probe:
             pass  # a probe of the port
         except TimeoutError:
-            self._refused(host, f"silent for {HANDSHAKE_S:g} s")
+            self._fail(host, f"silent for {HANDSHAKE_S:g} s")
         except asyncio.CancelledError:
-            self._refused(host, "waiting room full")
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            self._refused(host, str(error) or type(error).__name__)
+            self._fail(host, "waiting room full")
+        except (OSError, EOFError, ValueError) as error:
+            self._fail(host, str(error) or type(error).__name__)
         else:
             if join is not None:
                 self._let_in(join)
+
+    def _fail(self, host: str, reason: str) -> None:
+        self._waiting.failed(host, time.monotonic())
+        self._refused(host, reason)
 
     async def _hand_over(self, raw: socket.socket, host: str) -> JoinStream | None:
         """Pass the socket to its session, or return an authenticated join.
@@ -191,21 +209,20 @@ class Door:
         join = JoinStream(host, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
         try:
             nonce = secrets.token_bytes(32)
-            await join.send({"nonce": nonce.hex()})
-            hello = await join.receive(HANDSHAKE_S)
-            proof = bytes.fromhex(str(hello.pop("proof")))
+            await join.send(Nonce(nonce=nonce.hex()))
+            join.hello = await join.receive_frame(HANDSHAKE_S)
+            proof = bytes.fromhex(decode(join.hello, Proof).proof)
             if not hmac.compare_digest(proof, self._secret.proof(nonce)):
                 await self._refuse(join)
         except BaseException:
             join.abort()
             raise
-        join.hello = hello
         return join
 
     async def _refuse(self, join: JoinStream) -> None:
         """Answer a wrong proof; the client's limits hold until it is gone."""
         try:
-            await join.send({"refused": _WRONG_TOKEN})
+            await join.send(Refusal(refused=_WRONG_TOKEN))
             await join.closed()
         finally:  # even if it stays: this is the reason
             raise ValueError("wrong token")

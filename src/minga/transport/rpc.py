@@ -8,7 +8,6 @@ an agent installs an unpickler that allows only the names of a join and :func:`s
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import sys
@@ -22,14 +21,15 @@ import torch.distributed as dist
 from torch.distributed import rpc
 from torch.distributed.rendezvous import register_rendezvous_handler
 
+from minga.messages import Answer, Signed, decode, encode
 from minga.timing import RPC_JOIN_S
-from minga.transport.stream import Message
+from minga.transport import sandbox
 
 PS = "ps"
 WORKER = "worker"
 
 Tensors = tuple[torch.Tensor, ...]
-Handler = Callable[[Message, Tensors], tuple[Message, Tensors]]
+Handler = Callable[[str, Tensors], tuple[Answer, Tensors]]
 
 _SCHEME = "minga"
 _THREADS = 4
@@ -78,6 +78,20 @@ def start(name: str, store: dist.Store, *, handler: Handler | None = None) -> No
     rpc.init_rpc(name, rank=0 if name == PS else 1, rpc_backend_options=options)
 
 
+def start_restricted(name: str, store: dist.Store) -> None:
+    """Start the agent with its threads in the sandbox, and this process outside of it.
+
+    One thread restricts itself and starts the agent: the kernel takes 16 layers per thread, so a
+    process that restricted itself at each rejoin would end at the 17th. Raises like :func:`start`.
+    """
+
+    def restrict_and_start() -> None:
+        sandbox.restrict()
+        start(name, store)
+
+    sandbox.run_restricted(restrict_and_start)
+
+
 def on_refused(report: Callable[[str], None]) -> None:
     """Report every name that the unpickler refuses."""
     global _refused
@@ -97,7 +111,7 @@ def own_port(store: dist.Store, name: str) -> int:
     return int(port)
 
 
-class Call:
+class Pending:
     """A call in progress."""
 
     def __init__(self, future: torch.futures.Future[Any], lost: threading.Event) -> None:
@@ -113,7 +127,7 @@ class Call:
         """Whether :meth:`result` returns or raises immediately."""
         return self._finished.is_set() or self._lost.is_set()
 
-    def result(self) -> tuple[Message, Tensors]:
+    def result(self) -> tuple[Answer, Tensors]:
         """Wait for the answer.
 
         Raises:
@@ -127,18 +141,20 @@ class Call:
             body, answered = self._future.wait()
         except RuntimeError as error:
             raise broken_link(error) from error
-        return json.loads(body), answered
+        return decode(body, Answer), answered
 
     def _note(self, _: object) -> None:
         self.finished_s = time.monotonic()
         self._finished.set()
 
 
-def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threading.Event) -> Call:
+def start_call(
+    signed: Signed, tensors: Tensors, timeout_s: float, lost: threading.Event
+) -> Pending:
     """Call the ps's handler; the tensors must not change until the call is done.
 
     Args:
-        message: plain types.
+        signed: the call, with the session's key.
         tensors: on the CPU.
         timeout_s: after which the call fails.
         lost: set when the session is lost.
@@ -147,10 +163,12 @@ def start_call(message: Message, tensors: Tensors, timeout_s: float, lost: threa
         ConnectionError: there is no agent any more.
     """
     try:
-        future = rpc.rpc_async(PS, _handle, args=(json.dumps(message), tensors), timeout=timeout_s)
+        future = rpc.rpc_async(
+            PS, _handle, args=(encode(signed).decode(), tensors), timeout=timeout_s
+        )
     except RuntimeError as error:
         raise broken_link(error) from error
-    return Call(future, lost)
+    return Pending(future, lost)
 
 
 def broken_link(error: RuntimeError, what: str = "") -> ConnectionError:
@@ -167,8 +185,8 @@ def stop() -> None:
 def _handle(body: str, tensors: Tensors) -> tuple[str, Tensors]:
     """Handle a call on the called side; the only function of minga that a peer may name."""
     assert _handler is not None, "a call arrived before the handler was set"
-    answer, answered = _handler(json.loads(body), tensors)
-    return json.dumps(answer), answered
+    answer, answered = _handler(body, tensors)
+    return encode(answer).decode(), answered
 
 
 class _AllowListUnpickler(pickle.Unpickler):

@@ -14,12 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from torch.distributed import Store
 
+from minga.messages import StoreAnswer, StoreCall
 from minga.timing import BEAT_S, SILENCE_S
-from minga.transport.stream import Message, receive, send, wake
+from minga.transport.stream import receive, send, wake
+
+STORE_FRAME_BYTES = 256 * 1024
+STORE_KEYS = 256
+"""A session stores about ten keys of some hundred bytes."""
 
 _POLL_S = 0.02
 _DEFAULT_WAIT_S = 30.0
@@ -45,8 +49,14 @@ class SessionStore(Store):
     def set(self, key: str, value: str | bytes) -> None:
         """Store a value and wake waiting threads."""
         with self._changed:
-            self._values[_plain(key)] = _raw(value)
+            self._put(key, _raw(value))
             self._changed.notify_all()
+
+    def _put(self, key: str, value: bytes) -> None:
+        """Store a value. Raises ValueError above STORE_KEYS keys."""
+        if _plain(key) not in self._values and len(self._values) >= STORE_KEYS:
+            raise ValueError(f"more than {STORE_KEYS} keys in a session's store")
+        self._values[_plain(key)] = value
 
     def peek(self, key: str) -> bytes | None:
         """Return the value, or None."""
@@ -64,7 +74,7 @@ class SessionStore(Store):
         """Add to a decimal counter that begins at 0."""
         with self._changed:
             total = int(self._values.get(_plain(key), b"0")) + amount
-            self._values[_plain(key)] = str(total).encode()
+            self._put(key, str(total).encode())
             self._changed.notify_all()
             return total
 
@@ -72,7 +82,7 @@ class SessionStore(Store):
         """Set if the value is ``expected`` (an absent key counts as empty); return the value."""
         with self._changed:
             if self._values.get(_plain(key), b"") == _raw(expected):
-                self._values[_plain(key)] = _raw(desired)
+                self._put(key, _raw(desired))
                 self._changed.notify_all()
             return self._values.get(_plain(key), b"")
 
@@ -114,31 +124,29 @@ def serve(store: SessionStore, stream: socket.socket) -> None:
     """
     stream.settimeout(SILENCE_S)
     while True:
-        send(stream, _answer(store, receive(stream)))
+        send(stream, _answer(store, receive(stream, StoreCall, STORE_FRAME_BYTES)))
 
 
-def _answer(store: SessionStore, asked: Message) -> Message:
-    operation, key = asked.get("do"), str(asked.get("key", ""))
-    match operation:
+def _answer(store: SessionStore, asked: StoreCall) -> StoreAnswer:
+    key = asked.key
+    match asked.do:
         case "beat":
-            return {}
+            return StoreAnswer()
         case "get":
             value = store.peek(key)
-            return {"value": None if value is None else value.decode("latin-1")}
+            return StoreAnswer(value=None if value is None else value.decode("latin-1"))
         case "set":
-            store.set(key, _sent(asked["value"]))
-            return {}
+            store.set(key, asked.value)
+            return StoreAnswer()
         case "add":
-            return {"total": store.add(key, int(asked["amount"]))}
+            return StoreAnswer(total=store.add(key, asked.amount))
         case "compare_set":
-            now = store.compare_set(key, _sent(asked["expected"]), _sent(asked["desired"]))
-            return {"value": now.decode("latin-1")}
+            now = store.compare_set(key, asked.expected, asked.value)
+            return StoreAnswer(value=now.decode("latin-1"))
         case "check":
-            return {"there": store.check([str(each) for each in asked["keys"]])}
+            return StoreAnswer(there=store.check(asked.keys))
         case "delete":
-            return {"there": store.delete_key(key)}
-        case _:
-            raise ValueError(f"unknown store call {operation!r}")
+            return StoreAnswer(there=store.delete_key(key))
 
 
 class WorkerStore(Store):
@@ -163,29 +171,30 @@ class WorkerStore(Store):
 
     def set(self, key: str, value: str | bytes) -> None:
         """Store a value."""
-        self._ask(do="set", key=_plain(key), value=_text(value))
+        self._ask(StoreCall(do="set", key=_plain(key), value=_text(value)))
 
     def get(self, key: str) -> bytes:
         """Return the value; poll until it exists. Raises StoreTimeout."""
         deadline = time.monotonic() + self._timeout_s
-        while (value := self._ask(do="get", key=_plain(key))["value"]) is None:
+        asked = StoreCall(do="get", key=_plain(key))
+        while (value := self._ask(asked).value) is None:
             self._pause(deadline, [key])
-        return _sent(value)
+        return _raw(value)
 
     def add(self, key: str, amount: int) -> int:
         """Add to a decimal counter that begins at 0."""
-        return int(self._ask(do="add", key=_plain(key), amount=amount)["total"])
+        return self._ask(StoreCall(do="add", key=_plain(key), amount=amount)).total
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
         """Set if the value is ``expected``; return the value."""
-        answer = self._ask(
-            do="compare_set", key=_plain(key), expected=_text(expected), desired=_text(desired)
+        asked = StoreCall(
+            do="compare_set", key=_plain(key), expected=_text(expected), value=_text(desired)
         )
-        return _sent(answer["value"])
+        return _raw(self._ask(asked).value or "")
 
     def check(self, keys: list[str]) -> bool:
         """Return whether all keys exist."""
-        return bool(self._ask(do="check", keys=[_plain(key) for key in keys])["there"])
+        return self._ask(StoreCall(do="check", keys=[_plain(key) for key in keys])).there
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
         """Wait for all keys. Raises StoreTimeout."""
@@ -195,16 +204,16 @@ class WorkerStore(Store):
 
     def delete_key(self, key: str) -> bool:
         """Delete a key; return whether it existed."""
-        return bool(self._ask(do="delete", key=_plain(key))["there"])
+        return self._ask(StoreCall(do="delete", key=_plain(key))).there
 
     def set_timeout(self, timeout: timedelta) -> None:
         """Set the timeout of later waits."""
         self._timeout_s = timeout.total_seconds()
 
-    def _ask(self, **asked: Any) -> Message:
+    def _ask(self, asked: StoreCall) -> StoreAnswer:
         with self._lock:
             send(self._stream, asked)
-            return receive(self._stream)
+            return receive(self._stream, StoreAnswer, STORE_FRAME_BYTES)
 
     def _pause(self, deadline: float, keys: list[str]) -> None:
         if time.monotonic() > deadline:
@@ -216,7 +225,7 @@ class WorkerStore(Store):
         with contextlib.suppress(ValueError):
             try:
                 while not self._closed.wait(BEAT_S):
-                    self._ask(do="beat")
+                    self._ask(StoreCall(do="beat"))
             except TimeoutError:
                 reason = f"no heartbeat from the ps for {SILENCE_S:g} s"
             except OSError as error:
@@ -231,7 +240,3 @@ def _raw(value: str | bytes) -> bytes:
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else bytes(value).decode("latin-1")
-
-
-def _sent(value: Any) -> bytes:
-    return str(value).encode("latin-1")

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import ssl
 import struct
-from typing import Any
 
+from minga.messages import Message, decode, encode
 from minga.timing import HANDSHAKE_S
 from minga.transport.identity import Secret, check_pin, client_context
 
@@ -27,8 +26,6 @@ SESSION_ID_CHARS = 16
 _MAGIC = b"minga/1 "
 _JOIN = "join"
 _LENGTH = struct.Struct("!I")
-
-Message = dict[str, Any]
 
 
 class StreamClosed(ConnectionError):
@@ -52,9 +49,9 @@ def read_preamble(raw: bytes) -> str | None:
     return word.decode()
 
 
-def encode_frame(message: Message) -> bytes:
+def encode_frame(message: object) -> bytes:
     """Return a length prefix (4 bytes, big endian) and the message as JSON."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -66,29 +63,26 @@ def frame_length(prefix: bytes, limit: int = FRAME_LIMIT_BYTES) -> int:
     return length
 
 
-def decode_frame(body: bytes) -> Message:
-    """Return the message. Raises ValueError if it is not a JSON object."""
-    message = json.loads(body)
-    if not isinstance(message, dict):
-        raise ValueError("a frame that is not an object")
-    return message
-
-
-async def read_frame(reader: asyncio.StreamReader, limit: int = FRAME_LIMIT_BYTES) -> Message:
-    """Receive one frame. Raises EOFError when the peer is gone, ValueError for a bad frame."""
+async def read_frame(reader: asyncio.StreamReader, limit: int = FRAME_LIMIT_BYTES) -> bytes:
+    """Receive the body of one frame. Raises EOFError when the peer is gone, ValueError."""
     length = frame_length(await reader.readexactly(_LENGTH.size), limit)
-    return decode_frame(await reader.readexactly(length))
+    return await reader.readexactly(length)
 
 
-def send(stream: socket.socket, message: Message) -> None:
+def send(stream: socket.socket, message: object) -> None:
     """Send one frame."""
     stream.sendall(encode_frame(message))
 
 
-def receive(stream: socket.socket, limit: int = FRAME_LIMIT_BYTES) -> Message:
-    """Receive one frame. Raises StreamClosed, TimeoutError (the socket's own), ValueError."""
+def receive(stream: socket.socket, kind: type[Message], limit: int = FRAME_LIMIT_BYTES) -> Message:
+    """Receive one message. Raises StreamClosed, TimeoutError (the socket's own), ValueError."""
+    return decode(receive_frame(stream, limit), kind)
+
+
+def receive_frame(stream: socket.socket, limit: int = FRAME_LIMIT_BYTES) -> bytes:
+    """Receive the body of one frame. Raises like :func:`receive`."""
     length = frame_length(_exactly(stream, _LENGTH.size), limit)
-    return decode_frame(_exactly(stream, length))
+    return _exactly(stream, length)
 
 
 def dial(

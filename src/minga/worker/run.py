@@ -21,15 +21,16 @@ from minga.console import Console
 from minga.data.dataset import open_data
 from minga.data.facts import DataFacts
 from minga.errors import INTERRUPTED, Hint, MingaError, Refused
+from minga.messages import Admission, Hello, Leave, Problem, Terms
 from minga.observe.folder import RunFolder, utc_now, write_json
 from minga.protocol import DONE, PROTOCOL_VERSION, loopback_id, machine_id
 from minga.settings.options import WorkerOptions
 from minga.settings.schema import Settings
 from minga.tasks import zoo
 from minga.timing import KEEP_PREPARING_S, RANK_HELD_S, WORKER_FAREWELL_S
+from minga.transport import sandbox
 from minga.transport.dial import Join, Link, NoAnswer, PortTaken, not_a_ps, wait_for_ps
 from minga.transport.identity import Secret
-from minga.transport.stream import Message
 from minga.worker.diagnostics import bad_images, out_of_memory_explained
 from minga.worker.replica import Replica, pick_device
 from minga.worker.trainer import Trainer
@@ -61,7 +62,7 @@ class Worker:
         self._uuid = uuid.uuid4().hex
         self._leaving = threading.Event()
         self._trainer: Trainer | None = None
-        self._terms: Message = {}
+        self._terms: Terms | None = None
         self._facts: DataFacts | None = None
         self._console = Console("worker")
         self._started_s = time.monotonic()
@@ -73,6 +74,8 @@ class Worker:
         """Join, train, rejoin; return the exit status."""
         signal.signal(signal.SIGINT, self._leave)
         signal.signal(signal.SIGTERM, self._leave)
+        if not (found := sandbox.available()).complete:
+            self._console.warn(f"{sandbox.OPEN} ({found})")
         failures = 0
         while True:
             wait_for_ps(self._address, self._options.wait_s, self._waiting)
@@ -112,7 +115,10 @@ class Worker:
 
     def _session(self) -> str:
         """Join once and train until this session ends; return why it ended."""
-        session = self._join()
+        with contextlib.ExitStack() as join:  # open for as long: the ps sees at once if we die
+            return self._train(self._join(join))
+
+    def _train(self, session: Admission) -> str:
         lost = threading.Event()
         reasons: list[str] = []
 
@@ -122,7 +128,7 @@ class Worker:
 
         with Link(self._address, self._secret, session, lost, on_lost) as link:
             assert self._trainer is not None, "joining prepares the trainer"
-            self._console.say(f"Worker {self._terms['rank']} started...")
+            self._console.say(f"Worker {self._joined.rank} started...")
             try:
                 with out_of_memory_explained(self._device, self._batch_size()):
                     return self._trainer.train(link)
@@ -130,17 +136,19 @@ class Worker:
                 raise ConnectionError(reasons[0] if reasons else str(error)) from error
             except MingaError as error:
                 with contextlib.suppress(OSError):  # the ps may be gone, too
-                    failed = {"code": error.code, "what": error.what}
-                    link.call({"do": "leave", "failed": failed}, timeout_s=WORKER_FAREWELL_S)
+                    failed = Problem(code=error.code, what=error.what)
+                    link.call(Leave(failed=failed), timeout_s=WORKER_FAREWELL_S)
                 raise
 
-    def _join(self) -> Message:
+    def _join(self, keep: contextlib.ExitStack) -> Admission:
+        """Join; ``keep`` holds the stream open. Waits for a held rank."""
         deadline = time.monotonic() + RANK_HELD_S
         while True:
             try:
-                with Join(self._address, self._secret, self._hello()) as join:
+                with contextlib.ExitStack() as stack:
+                    join = stack.enter_context(Join(self._address, self._secret, self._hello()))
                     self._silent_since_s = None
-                    self._accept(join.welcome["welcome"])
+                    self._accept(join.terms)
                     try:
                         memory = out_of_memory_explained(self._device, self._batch_size())
                         with self._preparing(join), memory:
@@ -149,41 +157,48 @@ class Worker:
                         join.fail(error)
                         raise
                     assert self._facts is not None, "_prepare() opened the data"
-                    return join.report_data(self._facts.to_dict())
+                    session = join.report_data(self._facts)
+                    keep.push(stack.pop_all())
+                    return session
             except Refused as error:
                 if error.code != "rank-held" or time.monotonic() > deadline:
                     raise
                 self._console.line(refused=error.what, retry_s=1)
                 self._leaving.wait(1.0)
 
-    def _hello(self) -> Message:
-        options = self._options
-        return {
-            "protocol": PROTOCOL_VERSION,
-            "uuid": self._uuid,
-            "machine": machine_id(),
-            "loopback": loopback_id(),
-            "rank": self._terms.get("rank", options.rank),
-            "name": options.name,
-            "hostname": platform.node(),
-            "device": str(self._device),
-            "batch_size": options.batch_size,
-            "minga": __version__,
-            "torch": str(torch.__version__),
-        }
+    @property
+    def _joined(self) -> Terms:
+        assert self._terms is not None, "the ps welcomed this worker"
+        return self._terms
 
-    def _accept(self, terms: Message) -> None:
+    def _hello(self) -> Hello:
+        options = self._options
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            uuid=self._uuid,
+            machine=machine_id(),
+            loopback=loopback_id(),
+            rank=self._terms.rank if self._terms is not None else options.rank,
+            name=options.name,
+            hostname=platform.node(),
+            device=str(self._device),
+            batch_size=options.batch_size,
+            minga=__version__,
+            torch=str(torch.__version__),
+        )
+
+    def _accept(self, terms: Terms) -> None:
         """Store the ps's terms; warn about those that differ from this worker's options."""
         options = self._options
-        if self._terms and terms["run_id"] != self._terms["run_id"]:
+        if self._terms is not None and terms.run_id != self._terms.run_id:
             self._drop_trainer()
         self._terms = terms
-        epochs = terms["settings"]["train"]["epochs"]
+        epochs = terms.settings["train"]["epochs"]
         if options.epochs is not None and options.epochs != epochs:
             self._console.warn(f"EPOCHS={options.epochs} here, {epochs} at the ps: the ps decides")
-        if options.world_size is not None and options.world_size != terms["world_size"]:
+        if options.world_size is not None and options.world_size != terms.world_size:
             self._console.warn(
-                f"WORLD_SIZE={options.world_size} here, {terms['world_size']} at the ps: "
+                f"WORLD_SIZE={options.world_size} here, {terms.world_size} at the ps: "
                 "it only sets how many the ps expects"
             )
 
@@ -211,7 +226,7 @@ class Worker:
 
     def _settings(self) -> Settings:
         try:
-            return Settings.from_dict(self._terms["settings"])
+            return Settings.from_dict(self._joined.settings)
         except TypeError as error:
             raise Refused(
                 f"the ps has settings unknown to minga {__version__} on this PC: {error}",
@@ -220,7 +235,7 @@ class Worker:
             ) from error
 
     def _batch_size(self) -> int:
-        return self._options.batch_size or int(self._terms["settings"]["train"]["batch_size"])
+        return self._options.batch_size or int(self._joined.settings["train"]["batch_size"])
 
     def _replica(self, settings: Settings, classes: int, image_size: int) -> Replica:
         model = zoo.build_model(
@@ -250,16 +265,16 @@ class Worker:
             ready.set()
             keeper.join()
 
-    def _progress(self, shown: Message) -> None:
+    def _progress(self, loss: float, version: int) -> None:
         now_s = time.monotonic()
         if now_s - self._shown_s < _SHOW_S or self._trainer is None:
             return
         self._shown_s = now_s
         totals = self._trainer.totals
         self._console.line(
-            version=shown["version"],
+            version=version,
             samples=totals.samples,
-            loss=round(shown["loss"], 4),
+            loss=round(loss, 4),
             samples_per_s=round(totals.samples / max(1e-9, totals.compute_s + totals.wait_s), 1),
             refused=totals.refused,
         )
@@ -283,20 +298,20 @@ class Worker:
             except OSError as error:  # a full or read-only disk; the ps has them, too
                 self._console.warn(f"no statistics on this PC: {error}")
                 where = "Statistics: at the ps"
-            self._console.say(f"Worker {self._terms['rank']}: {outcome}. {where}")
+            self._console.say(f"Worker {self._joined.rank}: {outcome}. {where}")
         self._drop_trainer()
         return status
 
     def _write_stats(self, outcome: str, trainer: Trainer) -> str:
-        folder = RunFolder.create(self._options.runs, self._terms["run_id"])
-        path = folder.stats_file(f"worker{self._terms['rank']}")
+        folder = RunFolder.create(self._options.runs, self._joined.run_id)
+        path = folder.stats_file(f"worker{self._joined.rank}")
         facts: dict[str, Any] = {
             "schema": "minga.worker/1",
             "time": utc_now(),
-            "run_id": self._terms["run_id"],
+            "run_id": self._joined.run_id,
             "role": "worker",
-            "rank": self._terms["rank"],
-            "name": self._terms["name"],
+            "rank": self._joined.rank,
+            "name": self._joined.name,
             "hostname": platform.node(),
             "device": str(self._device),
             "outcome": outcome,

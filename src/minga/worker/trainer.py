@@ -6,30 +6,39 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from minga.data.dataset import ImageData
 from minga.data.leases import Lease
-from minga.data.loader import BatchLoader, Segment, evaluation_batches
-from minga.protocol import DONE, STOPPED, WAIT, Work
+from minga.data.loader import BatchLoader, evaluation_batches
+from minga.messages import (
+    Answer,
+    GetSnapshot,
+    GetWeights,
+    Leave,
+    NextWork,
+    Progress,
+    Push,
+    Result,
+    Work,
+)
+from minga.protocol import DONE, STOPPED, WAIT
 from minga.settings.schema import Settings
 from minga.timing import CALL_S, REPORT_S
 from minga.transport.dial import Link
-from minga.transport.rpc import Call, Tensors
-from minga.transport.stream import Message
+from minga.transport.rpc import Pending
 from minga.worker.diagnostics import SPOILT, Warnings
 from minga.worker.exchange import Exchange
 from minga.worker.replica import Replica
+from minga.worker.window import Figures, SentPush, Window
 
 _Images = tuple[torch.Tensor, torch.Tensor]
 _IDLE_S = 0.2
 _CHECK_EVERY = 50
-_OF_THE_PUSH_BEFORE = ("wait_s", "exchange_s", "overhead_s", "encode_cpu_s", "bytes_in")
-"""Times of a push that are known only after it."""
 _READ_S = 120.0
 
 
@@ -49,41 +58,6 @@ class Totals:
     refused_for: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Window:
-    """The training since the last push."""
-
-    losses: list[torch.Tensor] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    started_s: float = field(default_factory=time.monotonic)
-    waited_s: float = 0.0
-    """Seconds of it spent waiting for the ps."""
-
-
-@dataclass(slots=True)
-class _Push:
-    """A push without an answer yet; at first it is still being encoded."""
-
-    sending: Future[Call]
-    samples: int
-    begun_s: float
-
-    @property
-    def answered(self) -> bool:
-        """Whether :meth:`answer` returns or raises immediately."""
-        sent = self.sending
-        return sent.done() and (sent.exception() is not None or sent.result().done)
-
-    def answer(self) -> tuple[Message, Tensors]:
-        """Wait for the answer. Raises ConnectionError."""
-        return self.sending.result().result()
-
-    @property
-    def took_s(self) -> float:
-        """Seconds until the answer arrived."""
-        return self.sending.result().finished_s - self.begun_s
-
-
 class Trainer:
     """The model, the data and the exchange of one worker process; outlives its sessions.
 
@@ -93,7 +67,7 @@ class Trainer:
         replica: makes the model that trains, and another one for validation leases.
         batch_size: images per local step.
         leaving: set when this worker must leave.
-        progress: called after each push with the figures to show.
+        progress: called after each push with its loss and the version of its weights.
     """
 
     def __init__(
@@ -104,7 +78,7 @@ class Trainer:
         replica: Callable[[], Replica],
         batch_size: int,
         leaving: threading.Event,
-        progress: Callable[[Message], None],
+        progress: Callable[[float, int], None],
     ) -> None:
         self.totals = Totals()
         self._settings = settings
@@ -125,19 +99,18 @@ class Trainer:
         self._exchange = Exchange(settings.exchange.codec, numel, self._replica.weights.device)
         self._sender = ThreadPoolExecutor(1, "sender")
         """Encodes and sends pushes beside training."""
-        self._outstanding: _Push | None = None
-        self._report: Call | None = None
+        self._outstanding: SentPush | None = None
+        self._report: Pending | None = None
         self._reported_s = 0.0
         self._report_every_s = min(REPORT_S, settings.ledger.lease_s / 3)
         self._next_buffers: torch.Tensor | None = None
         self._version = 0
         self._sequence = 0
-        self._last = dict.fromkeys(_OF_THE_PUSH_BEFORE, 0.0)
-        """Figures of the previous push, sent with the next one."""
+        self._last = Figures()
         self._work = Work(task=WAIT)
         self._evaluating: deque[Lease] = deque()
         self._evaluated_snapshot = 0
-        self._snapshot: tuple[int, Call] | None = None
+        self._snapshot: tuple[int, Pending] | None = None
         """The snapshot being received beside training, and its number."""
         self._warnings = Warnings()
 
@@ -152,7 +125,7 @@ class Trainer:
             if self._leaving.is_set() or self._work.task in (DONE, STOPPED):
                 if self._outstanding is not None:
                     self._settle(link, self._outstanding)
-                link.call({"do": "leave"}, timeout_s=CALL_S)
+                link.call(Leave(), timeout_s=CALL_S)
                 return "left" if self._leaving.is_set() else self._work.task
             if self._evaluating and self._snapshot_is_here(link):
                 self._evaluate_lease(link, self._evaluating.popleft())
@@ -164,7 +137,7 @@ class Trainer:
                 self._snapshot_is_here(link, wait=True)
             else:
                 self._leaving.wait(_IDLE_S)
-                self._take(link.call({"do": "work"}, timeout_s=CALL_S)[0])
+                self._take(link.call(NextWork(), timeout_s=CALL_S)[0])
 
     def close(self) -> None:
         """Stop the threads."""
@@ -186,19 +159,20 @@ class Trainer:
         self._pull(link)
 
     def _pull(self, link: Link) -> None:
-        answer, (weights, buffers) = link.call({"do": "weights"}, timeout_s=CALL_S)
+        answer, (weights, buffers) = link.call(GetWeights(), timeout_s=CALL_S)
         self.totals.bytes_in += weights.nbytes + buffers.nbytes
         self._exchange.restart(weights)
         self._replica.load(weights, buffers)
         self._next_buffers = None
-        self._version = int(answer["version"])
+        self._version = answer.version
         self._take(answer)
 
-    def _take(self, answer: Message) -> None:
-        """Take the work from an answer."""
-        self._work = work = Work(**answer["work"])
-        for plain in work.leases:
-            lease = Lease.from_list(plain)
+    def _take(self, answer: Answer) -> None:
+        """Take the work from an answer. Raises ConnectionError if there is none."""
+        if answer.work is None:
+            raise ConnectionError("the ps answered without work")
+        self._work = work = answer.work
+        for lease in work.leases:
             if lease.kind == "train":
                 self._loader.add(lease)
             else:
@@ -206,11 +180,11 @@ class Trainer:
 
     def _train_window(self, link: Link) -> None:
         """Take H local steps while the last push may be in flight, then push."""
-        window = _Window()
+        window = Window()
         if self._next_buffers is not None:
             self._replica.set_buffers(self._next_buffers)
             self._next_buffers = None
-        while len(window.losses) < self._work.steps:
+        while len(window.losses) < self._work.steps and window.room:
             if not self._keep_up(link, window, wait=False):
                 return
             batch = self._loader.next(_READ_S)
@@ -226,7 +200,7 @@ class Trainer:
         if self._keep_up(link, window, wait=True) and window.losses:
             self._push(link, window)
 
-    def _keep_up(self, link: Link, window: _Window, *, wait: bool) -> bool:
+    def _keep_up(self, link: Link, window: Window, *, wait: bool) -> bool:
         """Take the outstanding push's answer if it has arrived, or wait for it.
 
         Returns:
@@ -249,9 +223,9 @@ class Trainer:
         due = now_s - self._reported_s >= self._report_every_s
         if due and (self._report is None or self._report.done):
             self._reported_s = now_s
-            self._report = link.start({"do": "progress"}, timeout_s=CALL_S)
+            self._report = link.start(Progress(), timeout_s=CALL_S)
 
-    def _push(self, link: Link, window: _Window) -> None:
+    def _push(self, link: Link, window: Window) -> None:
         loss = float(torch.stack(window.losses).mean())  # waits for the device
         compute_s = time.monotonic() - window.started_s - window.waited_s
         begun_s = time.monotonic()
@@ -259,62 +233,65 @@ class Trainer:
         buffers = self._replica.buffers()
         self._sequence += 1
         bytes_out = self._exchange.payload_bytes + buffers.nbytes
-        message: dict[str, Any] = {
-            "do": "push",
-            "sequence": self._sequence,
-            "base_version": self._version,
-            "progress": [[s.lease, s.epoch, s.start, s.stop, s.crc] for s in window.segments],
-            "loss": loss,
-            "lr": self._work.lr,
-            "steps": len(window.losses),
-            "compute_s": compute_s,
-            "bytes_out": bytes_out,
-            **self._last,
-        }
+        last = self._last
+        message = Push(
+            sequence=self._sequence,
+            base_version=self._version,
+            progress=window.segments,
+            loss=loss,
+            lr=self._work.lr,
+            steps=len(window.losses),
+            compute_s=compute_s,
+            bytes_out=bytes_out,
+            wait_s=last.wait_s,
+            exchange_s=last.exchange_s,
+            overhead_s=last.overhead_s,
+            encode_cpu_s=last.encode_cpu_s,
+            bytes_in=last.bytes_in,
+        )
         sending = self._sender.submit(self._send, link, message, buffers)
-        samples = sum(each.stop - each.start for each in window.segments)
-        self._outstanding = push = _Push(sending, samples, begun_s)
+        self._outstanding = push = SentPush(sending, message.samples, begun_s)
         self.totals.bytes_out += bytes_out
         self.totals.compute_s += compute_s
-        self._last["wait_s"], self._last["overhead_s"] = 0.0, time.monotonic() - begun_s
+        self._last.wait_s, self._last.overhead_s = 0.0, time.monotonic() - begun_s
         if self._settings.exchange.in_flight == "wait":
             self._settle(link, push)
         self._warnings.look_at(self.data)
-        self._progress({"loss": loss, "samples": samples, "version": self._version})
+        self._progress(loss, self._version)
 
-    def _send(self, link: Link, message: Message, buffers: torch.Tensor) -> Call:
+    def _send(self, link: Link, message: Push, buffers: torch.Tensor) -> Pending:
         """Encode and send the held weights; runs beside training."""
-        if message["sequence"] % _CHECK_EVERY == 0:
-            message["reference_crc"] = self._exchange.base_crc()
+        if message.sequence % _CHECK_EVERY == 0:
+            message = replace(message, reference_crc=self._exchange.base_crc())
         started_s = time.thread_time()
         payload = self._exchange.encode()
-        self._last["encode_cpu_s"] = time.thread_time() - started_s
+        self._last.encode_cpu_s = time.thread_time() - started_s
         return link.start(message, (payload, buffers), timeout_s=CALL_S)
 
-    def _settle(self, link: Link, push: _Push) -> bool:
+    def _settle(self, link: Link, push: SentPush) -> bool:
         """Wait for a push's answer and apply it; return whether the push was applied."""
         started_s = time.monotonic()
         answer, tensors = push.answer()
         self._outstanding = None
         waited_s = time.monotonic() - started_s
-        self._last["wait_s"] += waited_s
-        held_s = float(answer.get("held_s", 0.0))  # time waiting for the rest of a round
-        self._last["exchange_s"] = push.took_s - held_s
+        self._last.wait_s += waited_s
+        # without the time waiting for the rest of a round
+        self._last.exchange_s = max(0.0, push.took_s - answer.held_s)
         self.totals.wait_s += waited_s
         self._take(answer)
-        if answer["verdict"] == "applied":
+        if answer.verdict == "applied":
             reply, self._next_buffers = tensors
             rebase_from_s = time.monotonic()
             self._exchange.rebase(reply, self._replica.weights)
-            self._last["overhead_s"] += time.monotonic() - rebase_from_s
-            self._version = int(answer["version"])
-            self._last["bytes_in"] = reply.nbytes + self._next_buffers.nbytes
+            self._last.overhead_s += time.monotonic() - rebase_from_s
+            self._version = answer.version
+            self._last.bytes_in = reply.nbytes + self._next_buffers.nbytes
             self.totals.bytes_in += reply.nbytes + self._next_buffers.nbytes
             self.totals.samples += push.samples
             self.totals.pushes += 1
             self._warnings.settled(None)
             return True
-        reason = str(answer.get("reason", answer["verdict"]))
+        reason = answer.reason or str(answer.verdict)
         self.totals.refused += 1
         self.totals.refused_for[reason] = self.totals.refused_for.get(reason, 0) + 1
         self._warnings.settled(reason)
@@ -329,8 +306,7 @@ class Trainer:
         if self._evaluated_snapshot == wanted:
             return True
         if self._snapshot is None or self._snapshot[0] != wanted:
-            asked = {"do": "snapshot", "weights": True}
-            self._snapshot = wanted, link.start(asked, timeout_s=CALL_S)
+            self._snapshot = wanted, link.start(GetSnapshot(weights=True), timeout_s=CALL_S)
         call = self._snapshot[1]
         if not (wait or call.done):
             return False
@@ -341,16 +317,9 @@ class Trainer:
 
     def _evaluate_lease(self, link: Link, lease: Lease) -> None:
         """Process one lease of a validation on the ps's frozen snapshot."""
-        asked = {"do": "snapshot", "weights": False}  # the buffers change between two phases
+        asked = GetSnapshot(weights=False)  # the buffers change between two phases
         _, (_, buffers) = link.call(asked, timeout_s=CALL_S)
         self._evaluator.set_buffers(buffers)
-        message: dict[str, Any] = {
-            "do": "result",
-            "kind": lease.kind,
-            "lease": lease.id,
-            "start": lease.start,
-            "stop": lease.stop,
-        }
         split = self.data.train if lease.kind == "calibrate" else self.data.val
         batches = self._reporting(
             link,
@@ -358,17 +327,25 @@ class Trainer:
                 split, lease, seed=self._settings.train.seed, batch_size=self._batch_size
             ),
         )
-        vector: tuple[torch.Tensor, ...] = ()
+        correct, loss_sum = 0, 0.0
+        statistics: tuple[torch.Tensor, ...] = ()
         if lease.kind == "calibrate":
-            vector = (self._evaluator.batch_statistics(images for images, _ in batches),)
+            statistics = (self._evaluator.batch_statistics(images for images, _ in batches),)
         else:
-            correct, loss_sum = 0, 0.0
             for images, labels in batches:
                 right, loss = self._evaluator.evaluate(images, labels)
                 correct, loss_sum = correct + right, loss_sum + loss
-            message.update(correct=correct, loss_sum=loss_sum)
             self.totals.evaluated += lease.stop - lease.start
-        self._take(link.call(message, vector, timeout_s=CALL_S)[0])
+        assert lease.kind != "train", lease
+        result = Result(
+            kind=lease.kind,
+            lease=lease.id,
+            start=lease.start,
+            stop=lease.stop,
+            correct=correct,
+            loss_sum=loss_sum,
+        )
+        self._take(link.call(result, statistics, timeout_s=CALL_S)[0])
 
     def _reporting(self, link: Link, batches: Iterator[_Images]) -> Iterator[_Images]:
         """Pass batches on, and send a keepalive regularly."""
