@@ -17,7 +17,7 @@ PACK = $(BIN)/python -m minga.deploy.packing --inventory $(INVENTORY)
 export DATASET VAL_DATASET RUN NEW TAIL FORCE KEEP_DOCKER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan test test-unit test-cluster lint check image deploy train status logs stop collect purge lan-test lan-test-long drills bench clean
+.PHONY: help setup demo plan test test-unit test-cluster lint check image deploy train status logs stop collect purge lan-test lan-test-long drills fuzz bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ lan-test-long: .venv/.minga-dev .venv/.minga-deploy ## More of lan-test: a GPU, 
 
 drills: .venv/.minga-dev ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
 	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done
+
+fuzz: .venv/.minga-dev ## Feed every parser FUZZ_INPUTS made-up inputs (100,000)
+	FUZZ_INPUTS=$(or $(FUZZ_INPUTS),100000) $(BIN)/pytest tests/unit/test_fuzz.py -n 2 --timeout=0
 
 bench: setup ## Measure the figures of docs/performance.md (root, Linux, about two hours)
 	$(BIN)/python benchmarks/codec.py

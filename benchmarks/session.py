@@ -36,13 +36,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cluster.harness import wait_until  # noqa: E402  (the tests' folder is on no path before)
 from cluster.netns import VirtualPc, virtual_lan  # noqa: E402
 from minga.algorithm.codec import apply_delta, encode_push, make_codec  # noqa: E402
+from minga.data.facts import DataFacts  # noqa: E402
+from minga.messages import GetWeights, Hello, Leave, Push  # noqa: E402
 from minga.protocol import PROTOCOL_VERSION, loopback_id  # noqa: E402
 from minga.transport import dial  # noqa: E402
 from minga.transport.identity import Identity, Secret  # noqa: E402
 from minga.transport.stream import preamble, tune  # noqa: E402
 
 PORT, JOINS, EXCHANGES, ROUNDS = 30005, 10, 30, 3
-FACTS = {"train": 100_000, "val": 10_000, "classes": 200, "class_hash": "x", "image_size": 64}
+FACTS = DataFacts(train=100_000, val=10_000, classes=200, class_hash="x", image_size=64)
 PLAIN_SESSIONS = (  # read by every Python at its start, the ps's session processes too
     "import ssl\n"
     "secured = ssl.SSLContext.wrap_socket\n"
@@ -55,13 +57,13 @@ PLAIN_SESSIONS = (  # read by every Python at its start, the ps's session proces
 def worker(address: str, token: str, plain: bool) -> None:
     """Join JOINS times, exchange in the last session; print the seconds as JSON."""
     secret = Secret.parse(token)
-    hello = {
-        "protocol": PROTOCOL_VERSION,
-        "uuid": "b" * 32,
-        "loopback": loopback_id(),
-        "rank": 1,
-        "torch": str(torch.__version__),
-    }
+    hello = Hello(
+        protocol=PROTOCOL_VERSION,
+        uuid="b" * 32,
+        loopback=loopback_id(),
+        rank=1,
+        torch=str(torch.__version__),
+    )
     if plain:
         dial.dial = functools.partial(without_tls, dial.dial)
     dial.wait_for_ps((address, PORT), 60, lambda reason, left_s: None)
@@ -72,13 +74,13 @@ def worker(address: str, token: str, plain: bool) -> None:
         with dial.Join((address, PORT), secret, hello) as join:
             session = join.report_data(FACTS)
             with dial.Link((address, PORT), secret, session, lost, print) as link:
-                answer, (weights, buffers) = link.call({"do": "weights"})
+                answer, (weights, buffers) = link.call(GetWeights())
                 join_s.append(time.perf_counter() - started_s)
                 if number == JOINS - 1:
-                    exchange_s = exchange(link, answer["version"], weights, buffers)
+                    exchange_s = exchange(link, answer.version, weights, buffers)
                     print("exchanged", flush=True)
                     time.sleep(2)  # the session's memory is read now
-                link.call({"do": "leave"})
+                link.call(Leave())
     print(json.dumps({"join_s": join_s[1:], "exchange_s": exchange_s[3:]}), flush=True)
 
 
@@ -108,11 +110,11 @@ def exchange(link: dial.Link, version: int, weights: Tensor, buffers: Tensor) ->
         local = base + 1e-3 * torch.randn_like(base)
         started_s = time.perf_counter()
         encode_push(codec, base, local, residual, payload)
-        push = {"do": "push", "sequence": sequence, "progress": [], "base_version": version}
+        push = Push(sequence=sequence, progress=[], base_version=version)
         answer, (reply, _) = link.call(push, (payload, buffers))
         apply_delta(codec, reply, base)
         seconds.append(time.perf_counter() - started_s)
-        version = answer["version"]
+        version = answer.version
     return seconds
 
 

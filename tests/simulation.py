@@ -15,13 +15,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from minga import messages
 from minga.algorithm.layout import Layout
 from minga.algorithm.localsgd import RecentNorms, combine_statistics
+from minga.messages import Answer, Signed, encode
+from minga.ps import requests
 from minga.ps.parameters import SharedParameters
 from minga.ps.session import Control, Session, SessionSpec
 from minga.settings.schema import OptimizerConfig
 from minga.tasks.zoo import build_model
-from minga.transport.stream import Message
 from minga.worker.exchange import Exchange as WorkerExchange
 from minga.worker.replica import Replica
 
@@ -44,21 +46,37 @@ class Books:
     guard: bool = True
     """Whether outsized pushes are refused; a test of divergence must let them through."""
 
-    def ask(self, do: str, **facts: Any) -> Message:
-        match do:
-            case "admit":
+    def ask(self, rank: int, request: requests.Request) -> requests.Reply:
+        match request:
+            case requests.Admit():
                 self.admitted += 1
                 median = self.norms.median if self.guard else None
-                grant = {"verdict": "granted", "push": self.admitted, "median_norm": median}
-                return {**grant, "own_staleness": 0.0}
-            case "applied":
-                self.norms.add(facts["norm"])
-                self.staleness.append(facts["staleness"])
-                return {"verdict": "applied"}
-            case "refused" | "drifted":
-                self.refused.append(facts.get("reason", do))
-                return {"verdict": "refused"}
-        return {}
+                return requests.Grant(push=self.admitted, median_norm=median, own_staleness=0.0)
+            case requests.Applied():
+                self.norms.add(rank, request.norm)
+                self.staleness.append(request.staleness)
+                return Answer(verdict="applied")
+            case requests.Refuse():
+                self.refused.append(request.reason)
+                return Answer(verdict="refused")
+            case requests.Drifted():
+                self.refused.append("drifted")
+                return Answer(verdict="refused")
+        return Answer()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A session's line to the books."""
+
+    books: Books
+    rank: int
+
+    def ask(self, request: requests.Request) -> requests.Reply:
+        return self.books.ask(self.rank, request)
+
+    def answer(self, request: requests.Request) -> Answer:
+        return cast(Answer, self.ask(request))
 
 
 class Ps:
@@ -94,7 +112,7 @@ class Ps:
             buffers=self.parameters.buffers,
             identity=cast(Any, None),  # of the wire
         )
-        return Session(spec, self.parameters, cast(Control, self.books))
+        return Session(spec, self.parameters, cast(Control, Line(self.books, self._sessions)))
 
 
 class Exchange:
@@ -104,7 +122,7 @@ class Exchange:
         self.session = ps.session()
         self._own = WorkerExchange(ps.codec, ps.parameters.weights, CPU)
         self.buffers = torch.zeros(ps.parameters.buffers)
-        self._answer: tuple[Message, Tensor, Tensor] | None = None
+        self._answer: tuple[Answer, Tensor, Tensor] | None = None
         self.reply = torch.empty(0)
         self.version = 0
         self.pull()
@@ -116,29 +134,34 @@ class Exchange:
 
     def pull(self) -> None:
         """Take the whole weights, as at a join."""
-        answer, (weights, self.buffers) = self.session.handle({"do": "weights"}, ())
+        answer, (weights, self.buffers) = self._call(messages.GetWeights())
         self._own.restart(weights)
-        self.version = int(answer["version"])
+        self.version = answer.version
+
+    def _call(self, call: messages.Call, *tensors: Tensor) -> tuple[Answer, tuple[Tensor, ...]]:
+        return self.session.handle(encode(Signed(key="", call=call)).decode(), tensors)
 
     def send(self, local: Tensor, buffers: Tensor) -> str:
         """Push the way from base to local; return the verdict. The reply is still on its way."""
         crc_now = self._own.base_crc()
         self._own.hold(local)
         payload = self._own.encode()
-        message = {"do": "push", "base_version": self.version, "reference_crc": crc_now}
-        answer, tensors = self.session.handle(message, (payload, buffers))
-        if answer["verdict"] == "applied":
+        push = messages.Push(
+            sequence=1, base_version=self.version, progress=[], reference_crc=crc_now
+        )
+        answer, tensors = self._call(push, payload, buffers)
+        if answer.verdict == "applied":
             self._answer = (answer, *tensors)
         else:
             self.pull()
-        return str(answer["verdict"])
+        return str(answer.verdict)
 
     def take(self, weights: Tensor) -> None:
         """Take the reply, if there is one; ``weights`` keep what was trained meanwhile."""
         if self._answer is not None:
             answer, self.reply, self.buffers = self._answer
             self._own.rebase(self.reply, weights)
-            self.version = int(answer["version"])
+            self.version = answer.version
             self._answer = None
 
     def push(self, local: Tensor, buffers: Tensor) -> str:

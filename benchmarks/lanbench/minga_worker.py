@@ -9,12 +9,12 @@ import platform
 import sys
 import threading
 import uuid
-from typing import Any
 
 import torch
 
 from lanbench.fake_device import SUBJECTS, Replica, Subject, image_data
 from minga import __version__
+from minga.messages import Hello
 from minga.protocol import PROTOCOL_VERSION, loopback_id, machine_id
 from minga.settings.schema import Settings
 from minga.transport.dial import Join, Link, wait_for_ps
@@ -32,32 +32,32 @@ def trainer_of(settings: Settings, subject: Subject, step_s: float) -> Trainer:
         replica=lambda: Replica(subject, step_s),
         batch_size=BATCH,
         leaving=threading.Event(),
-        progress=lambda shown: None,
+        progress=lambda loss, version: None,
     )
 
 
 def main(address: tuple[str, int], token: str, rank: int, subject: Subject, step_s: float) -> None:
     torch.set_num_threads(1)
     secret = Secret.parse(token)
-    hello: dict[str, Any] = {
-        "protocol": PROTOCOL_VERSION,
-        "uuid": uuid.uuid4().hex,
-        "machine": machine_id(),
-        "loopback": loopback_id(),
-        "rank": rank,
-        "hostname": platform.node(),
-        "device": "stand-in",
-        "minga": __version__,
-        "torch": str(torch.__version__),
-    }
+    hello = Hello(
+        protocol=PROTOCOL_VERSION,
+        uuid=uuid.uuid4().hex,
+        machine=machine_id(),
+        loopback=loopback_id(),
+        rank=rank,
+        hostname=platform.node(),
+        device="stand-in",
+        minga=__version__,
+        torch=str(torch.__version__),
+    )
     wait_for_ps(address, 120, lambda reason, left_s: None)
     with Join(address, secret, hello) as join:
-        settings = Settings.from_dict(join.welcome["welcome"]["settings"])
+        settings = Settings.from_dict(join.terms.settings)
         trainer = trainer_of(settings, subject, step_s)
         data = image_data(subject)
-        session = join.report_data(data.facts.to_dict())
-    with Link(address, secret, session, threading.Event(), print) as link:
-        print(trainer.train(link))
+        session = join.report_data(data.facts)
+        with Link(address, secret, session, threading.Event(), print) as link:
+            print(trainer.train(link))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from cluster.harness import Cluster, cluster, free_port, wait_until
 from minga import __version__
 from minga.cli import main
+from minga.messages import Hello
 from minga.transport.dial import Join, NoAnswer
 from minga.transport.identity import Secret
 from support import RunMinga
@@ -263,7 +264,9 @@ def test_a_listener_that_hangs_up_is_given_time() -> None:
         thread = threading.Thread(target=hang_up)
         thread.start()
         with pytest.raises(NoAnswer, match="closed the connection") as raised:
-            Join(listener.getsockname()[:2], Secret(bytes(15), bytes(32)), {}).__enter__()
+            Join(
+                listener.getsockname()[:2], Secret(bytes(15), bytes(32)), Hello(protocol=0, uuid="")
+            ).__enter__()
         thread.join()
     assert not raised.value.other
 

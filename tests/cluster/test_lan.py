@@ -93,7 +93,11 @@ def test_the_start_scripts_train_a_lan_to_the_end(
     ]
     assert sorted(roles) == ["ps", "worker1", "worker2"]
     checkpoints = started.folders[0] / "checkpoints"
-    assert sorted(each.name for each in checkpoints.iterdir()) == ["best.pth", "last.pth"]
+    assert sorted(each.name for each in checkpoints.iterdir()) == [
+        "best.pth",
+        "last.pth",
+        "previous.pth",
+    ]
     found = started.audit(TRAIN)
     assert found.exact, found.problems
 

@@ -17,6 +17,7 @@ import pytest
 from cluster.harness import Cluster, cluster, wait_until
 from cluster.steps import Steps
 from minga.errors import Refused
+from minga.messages import Hello
 from minga.transport.dial import Join
 from minga.transport.identity import Identity, Secret
 from minga.transport.stream import PREAMBLE_BYTES, preamble
@@ -26,28 +27,38 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+NOBODY = Hello(protocol=0, uuid="")
 ATTACK = """
 import os, sys
+import torch
 from torch.distributed import rpc
 from torch.distributed.rpc import backend_registry
 from minga.transport import rpc as ours
 from minga.transport.store import SessionStore
+whom, port, secret, user = sys.argv[1:]
 store = SessionStore()
 for key, value in {
-    "names/0": "ps",
-    "names/_ALL_WORKER_INFOS": "ps-0,",
-    "addrs/ps": f"uv://127.0.0.1:{sys.argv[1]}",
+    "names/0": whom,
+    "names/_ALL_WORKER_INFOS": f"{whom}-0,",
+    f"addrs/{whom}": f"uv://127.0.0.1:{port}",
     "rpcIsStaticGroup": "false",
 }.items():
     store.set(key, value)
 backend_registry._set_devices_and_reverse_device_map = lambda agent: None  # no join: just call
+os.setuid(int(user))
 ours.start("intruder", store)
 print(os.getpid())
-for function, arguments in ((os.getpid, ()), (ours._handle, ('{"do": "weights"}', ()))):
+for function, arguments in ((os.getpid, ()), (ours._handle, ('{"key": ""}', ()))):
     try:
-        print("result", rpc.rpc_sync("ps", function, args=arguments, timeout=10))
+        print("result", rpc.rpc_sync(whom, function, args=arguments, timeout=10))
     except Exception as error:
         print("error", " ".join(str(error).split()))
+read = {"shared": False, "size": 4, "dtype": torch.uint8}
+try:
+    got = rpc.rpc_sync(whom, torch.from_file, args=(secret,), kwargs=read, timeout=10)
+    print("read", bytes(got))
+except Exception as error:
+    print("unread", " ".join(str(error).split()))
 sys.stdout.flush()
 os._exit(0)
 """
@@ -94,7 +105,7 @@ def test_only_the_one_port_is_open_to_the_lan(training: Cluster) -> None:
 def test_a_wrong_token_is_refused_by_name(training: Cluster) -> None:
     right = training.identity.secret
     wrong = Secret(bytes(len(right.token)), right.pin)
-    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), wrong, {}):
+    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), wrong, NOBODY):
         pass
     assert refused.value.code == "token-wrong"
     training.wait_for("turned_away", reason="wrong token")
@@ -103,7 +114,7 @@ def test_a_wrong_token_is_refused_by_name(training: Cluster) -> None:
 
 def test_a_worker_does_not_talk_to_another_certificate(training: Cluster, tmp_path: Path) -> None:
     other = Identity.load_or_create(tmp_path / "other").secret
-    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), other, {}):
+    with pytest.raises(Refused) as refused, Join(("127.0.0.1", training.port), other, NOBODY):
         pass
     assert refused.value.code == "certificate-differs"
     still_trains(training)
@@ -153,25 +164,59 @@ def test_hundreds_of_silent_visitors_keep_nobody_out(training: Cluster) -> None:
     still_trains(training)
 
 
-def test_a_function_off_the_list_is_refused_on_the_session_port_too(training: Cluster) -> None:
-    worker = training.processes["worker1"].pid
-    ports = {
+def session_port(lan: Cluster, whose: str) -> int:
+    """Return the port of the RPC agent of the ps's one session, or of its worker."""
+    worker = lan.processes["worker1"].pid
+    (port,) = {
         port
-        for address, port, pid in listeners(training)
-        if address == "127.0.0.1" and pid != worker
+        for address, port, pid in listeners(lan)
+        if address == "127.0.0.1" and port != lan.port and (pid == worker) == (whose == "worker")
     }
-    assert len(ports) == 1
-    attack = subprocess.run(
-        [sys.executable, "-c", ATTACK, str(ports.pop())],
+    return port
+
+
+def attacked(lan: Cluster, whose: str, user: int = 0) -> subprocess.CompletedProcess[str]:
+    """Attack an agent from another process, which reads the ps's key through it."""
+    key = str(lan.identity.key)
+    return subprocess.run(
+        [sys.executable, "-c", ATTACK, whose, str(session_port(lan, whose)), key, str(user)],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
+
+
+@pytest.mark.parametrize("user", [0, 65534], ids=["root", "nobody"])
+@pytest.mark.parametrize("whose", ["ps", "worker"])
+def test_no_file_is_read_through_an_agent(training: Cluster, whose: str, user: int) -> None:
+    """torch's own operators need neither the key nor a name on the list (guard.md, G1)."""
+    found = attacked(training, whose, user).stdout
+    assert "unread" in found
+    assert "Permission denied" in found
+    still_trains(training)
+
+
+def test_without_the_sandbox_every_file_is_read(tmp_path: Path, digits: Path) -> None:
+    """The control of the test above."""
+    entry = (str(Path(__file__).with_name("unguarded.py")),)
+    settings = {"train__epochs": 10_000, "evaluation__every_epochs": 10_000}
+    with cluster(tmp_path, digits, **settings) as lan:
+        lan.start_ps(world_size=2, entry=entry)
+        lan.start_worker(1, entry=entry)
+        lan.wait_for("push")
+        for whose in ("ps", "worker"):
+            assert "read b'----'" in attacked(lan, whose, 65534).stdout
+        assert "cannot close torch RPC off" in lan.log("ps")
+        assert "cannot close torch RPC off" in lan.log("worker1")
+
+
+def test_a_function_off_the_list_is_refused_on_the_session_port_too(training: Cluster) -> None:
+    attack = attacked(training, "ps")
     assert not [line for line in attack.stdout.splitlines() if line.startswith("result")]
     assert "posix.getpid is not allowed" in attack.stdout
     assert "without this session's key" in attack.stdout, "what is on the list needs the key"
     intruder = attack.stdout.split()[0]
-    refused = training.wait_for("rpc_refused", name="posix.getpid")
-    assert f"process {intruder}" in refused["peers"]
+    by_name = f"process {intruder}"
+    training.wait_for("rpc_refused", name="posix.getpid", peers=lambda peers: by_name in peers)
     still_trains(training)

@@ -26,16 +26,18 @@ JOINER = """
 import json, sys, threading, time
 import psutil
 import torch
+from minga.data.facts import DataFacts
+from minga.messages import GetWeights, Hello, Leave
 from minga.protocol import PROTOCOL_VERSION, loopback_id
 from minga.transport.dial import Join, Link, wait_for_ps
 from minga.transport.identity import Secret
 
 address, port, token, joins = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 secret, me = Secret.parse(token), psutil.Process()
-hello = {"protocol": PROTOCOL_VERSION, "uuid": "a" * 32, "loopback": loopback_id(), "rank": 1,
-         "torch": str(torch.__version__)}
-facts = {"train": 1000, "val": 100, "classes": %(classes)d, "class_hash": "x",
-         "image_size": %(image_size)d}
+hello = Hello(protocol=PROTOCOL_VERSION, uuid="a" * 32, loopback=loopback_id(), rank=1,
+              torch=str(torch.__version__))
+facts = DataFacts(train=1000, val=100, classes=%(classes)d, class_hash="x",
+                  image_size=%(image_size)d)
 wait_for_ps((address, port), 60, lambda reason, left_s: None)
 
 def once():
@@ -44,13 +46,13 @@ def once():
         session = join.report_data(facts)
         lost = threading.Event()
         with Link((address, port), secret, session, lost, lambda reason: lost.set()) as link:
-            answer, (weights, buffers) = link.call({"do": "weights"})
+            answer, (weights, buffers) = link.call(GetWeights())
             took_s = time.monotonic() - started_s
             known = {(c.raddr.ip, c.raddr.port) for c in me.net_connections("tcp") if c.raddr}
             listening = {c.laddr.ip for c in me.net_connections("tcp") if c.status == "LISTEN"}
-            link.call({"do": "leave"})
+            link.call(Leave())
     return {"join_s": took_s, "dialled": sorted(known), "listening": sorted(listening),
-            "weights": weights.numel(), "here": session["here"]}
+            "weights": weights.numel(), "here": session.here}
 
 for number in range(joins):
     seen = once()

@@ -45,11 +45,13 @@ CABLE_MBIT_PER_S = int(os.environ.get("MINGA_LAN_CABLE", "1000"))
 INTRUDER = """
 import sys
 from minga.errors import Refused
+from minga.messages import Hello
 from minga.transport.dial import Join
 from minga.transport.identity import TOKEN_BYTES, Secret
 address, pin = sys.argv[1], Secret.parse(sys.argv[2]).pin
+hello = Hello(protocol=0, uuid="")
 try:
-    with Join((address, int(sys.argv[3])), Secret(bytes(TOKEN_BYTES), pin), {}):
+    with Join((address, int(sys.argv[3])), Secret(bytes(TOKEN_BYTES), pin), hello):
         print("in")
 except Refused as refused:
     print(refused.code)
@@ -236,7 +238,9 @@ def test_collect_brings_checkpoints_and_statistics_home(
     project.make("collect")
     project.make("collect")  # again does no harm
     run = project.folder / "runs" / project.run_id
-    assert {"best.pth", "last.pth"} == {each.name for each in (run / "checkpoints").iterdir()}
+    assert {"best.pth", "last.pth", "previous.pth"} == {
+        each.name for each in (run / "checkpoints").iterdir()
+    }
     roles = {
         re.sub(r"^(.*)_(ps|worker\d)_.*$", r"\1 \2", each.name)
         for each in (run / "stats").iterdir()

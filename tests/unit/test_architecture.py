@@ -40,27 +40,30 @@ def _any_under(imports: set[str], *packages: str) -> set[str]:
 
 
 LEAVES = {"errors", "protocol", "timing"}
+ENGINE = {
+    "algorithm",
+    "console",
+    "data",
+    "messages",
+    "observe",
+    "settings",
+    "tasks",
+    "transport",
+}
+"""What ps and worker share."""
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "algorithm": set(),
+    "messages": {"data"},
     "console": {"errors"},
     "settings": {"errors", "protocol"},
     "tasks": {"algorithm", "errors"},
-    "transport": {"errors", "timing"},
+    "transport": {"data", "errors", "messages", "timing"},
     "observe": {"errors"},
     "data": {"console", "errors", "settings"},
     "plan": {"algorithm", "errors", "settings", "transport"},
-    "ps": {*LEAVES, "algorithm", "console", "data", "observe", "settings", "tasks", "transport"},
-    "worker": {
-        *LEAVES,
-        "algorithm",
-        "console",
-        "data",
-        "observe",
-        "settings",
-        "tasks",
-        "transport",
-    },
+    "ps": {*LEAVES, *ENGINE},
+    "worker": {*LEAVES, *ENGINE},
     "deploy": {"console", "data", "errors", "protocol", "settings", "transport"},
     "evaluate": {"data", "errors", "ps", "settings", "tasks", "worker"},
     "export": {"ps"},

@@ -61,9 +61,8 @@ def opened(path: str | Path, **settings: Any) -> ImageData:
 
 def multiset(split: Split) -> Counter[tuple[bytes, int]]:
     images, labels = split.read(np.arange(len(split)))
-    return Counter(
-        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
-    )
+    pairs = zip(images, labels, strict=True)
+    return Counter((image.tobytes(), int(label)) for image, label in pairs)
 
 
 def without_manifest(shards: list[Path]) -> None:
@@ -350,6 +349,7 @@ def test_foreign_shards_are_read_by_key(tmp_path: Path) -> None:
         ([("1.png", png(1))], "sample /1 has .png, not an image and .cls"),
         ([("1.cls", b"0")], "sample /1 has .cls, not an image and .cls"),
         ([("1.png", png(1)), ("1.cls", b"cat")], "class b'cat' of sample /1 is not a number"),
+        ([("1.png", png(1)), ("1.cls", b"-%d" % 10**25)], "of sample /1 is not from 0 to 99999"),
         ([("1.png", png(1)), ("1.cls", b"-1")], "class -1 of 2 classes"),
         ([("1.png", png(1)), ("1.cls", b"2")], "class 2 of 2 classes"),
     ],

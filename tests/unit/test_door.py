@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 
 from minga.errors import Refused
+from minga.messages import Hello, Nonce, Proof, Refusal, Terms, Welcome
+from minga.protocol import PROTOCOL_VERSION
 from minga.transport import door as module
 from minga.transport.dial import Join
 from minga.transport.door import Door, JoinStream, listen
 from minga.transport.identity import Identity, Secret, client_context
-from minga.transport.stream import Message, preamble, receive, send
+from minga.transport.stream import preamble, receive, send
 
 TIMES = 20
-WELCOME = {"welcome": "in"}
+HELLO = Hello(protocol=PROTOCOL_VERSION, uuid="ab")
+TERMS = Terms(run_id="run", rank=1, name="in", generation=1, world_size=2, settings={})
 
 
 class Rooms:
@@ -43,14 +46,14 @@ class Rooms:
             self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
 
-    def join(self, secret: Secret) -> Message:
+    def join(self, secret: Secret) -> Terms:
         """Join once; return the welcome."""
-        with Join(("127.0.0.1", self.port), secret, {"name": "worker"}) as join:
-            return join.welcome
+        with Join(("127.0.0.1", self.port), secret, HELLO) as join:
+            return join.terms
 
     async def _serve(self) -> None:
         async def joined(join: JoinStream) -> None:
-            await join.send(WELCOME)
+            await join.send(Welcome(welcome=TERMS))
 
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         door = Door(self._identity, joined, lambda *_: False, lambda *who: self.refused.append(who))
@@ -78,7 +81,7 @@ def right_joins_after_wrong_ones(rooms: Rooms) -> int:
         with contextlib.suppress(OSError, Refused):
             rooms.join(wrong(rooms.secret))
         with contextlib.suppress(OSError):
-            welcomed += rooms.join(rooms.secret) == WELCOME
+            welcomed += rooms.join(rooms.secret) == TERMS
     return welcomed
 
 
@@ -99,7 +102,7 @@ def _joins_with_two_owners(state: Path) -> int:
     identify = Door._identify
 
     async def refuse_at_once(self: Door, join: JoinStream) -> None:
-        await join.send({"refused": module._WRONG_TOKEN})
+        await join.send(Refusal(refused=module._WRONG_TOKEN))
         join.close()
         raise ValueError("wrong token")
 
@@ -146,9 +149,9 @@ def stays_after_the_refusal(rooms: Rooms) -> None:
     raw = socket.create_connection(("127.0.0.1", rooms.port), timeout=20)
     raw.sendall(preamble(None))
     with client_context().wrap_socket(raw) as visitor:
-        receive(visitor)
-        send(visitor, {"proof": "00" * 32})
-        assert receive(visitor)["refused"]["code"] == "token-wrong"
+        receive(visitor, Nonce)
+        send(visitor, Proof(proof="00" * 32))
+        assert receive(visitor, Refusal).refused.code == "token-wrong"
         with contextlib.suppress(ConnectionError):
             while visitor.recv(4096):
                 pass

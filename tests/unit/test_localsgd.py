@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minga.algorithm import localsgd
-from minga.algorithm.localsgd import RecentNorms, Schedule, learning_rate, refusal
+from minga.algorithm.localsgd import OUTSIZED, RecentNorms, Schedule, learning_rate, refusal
 
 COSINE = Schedule(
     kind="cosine",
@@ -78,13 +78,42 @@ def test_a_push_is_refused_for_a_stated_reason(
 def test_the_median_needs_eight_norms_and_forgets_old_ones() -> None:
     norms = RecentNorms()
     for _ in range(7):
-        norms.add(1.0)
+        norms.add(1, 1.0)
     assert norms.median is None
-    norms.add(1.0)
+    norms.add(1, 1.0)
     assert norms.median == 1.0
-    for _ in range(101):
-        norms.add(5.0)
+    for _ in range(25):
+        norms.add(1, 5.0)
     assert norms.median == 5.0
+
+
+@pytest.mark.parametrize("honest", [1, 2, 7])
+def test_one_worker_alone_does_not_lift_the_limit(honest: int) -> None:
+    """However often it pushes, and whether its pushes are refused or just small enough."""
+    norms = RecentNorms()
+    for rank in range(honest):
+        for _ in range(20):
+            norms.add(rank, 1.0)
+    for _ in range(812):
+        norms.add_outsized(99, 1e9)
+    for _ in range(812):
+        norms.add(99, 0.99 * OUTSIZED * norms.median)
+    assert norms.median <= (1 + OUTSIZED) / 2, "at worst half of what a single other one allows"
+    assert refusal(1e17, 0, 64, norms.median) == "outsized"
+    assert refusal(1.0, 0, 64, norms.median) is None
+    if honest > 1:
+        assert norms.median == 1.0
+    norms.forget(99)
+    assert norms.median == 1.0
+
+
+def test_two_unequal_workers_are_both_taken() -> None:
+    """A fast PC takes 64 steps where a slow one takes 2; both are right."""
+    norms = RecentNorms()
+    for _ in range(20):
+        norms.add(1, 1.0)
+        norms.add(2, 30.0)
+    assert refusal(30.0, 0, 64, norms.median) is None
 
 
 def test_the_rate_warms_up_from_one_workers_to_all_and_ends_at_zero() -> None:
@@ -134,15 +163,18 @@ def test_outsized_pushes_of_one_are_refused_for_ever_and_those_of_all_are_not() 
     """A model that has learned its data makes tiny pushes, until one batch is hard again."""
     alone, among_others = RecentNorms(), RecentNorms()
     for norms in (alone, among_others):
-        for _ in range(101):
-            norms.add(1.0)
+        for _ in range(25):
+            norms.add(1, 1.0)
+            if norms is among_others:
+                norms.add(2, 1.0)
+                norms.add(3, 1.0)
     refusals = 0
     while refusal(50.0, 0, 64, alone.median) == "outsized":
-        alone.add_outsized(50.0)
+        alone.add_outsized(1, 50.0)
         refusals += 1
-    assert 8 <= refusals < 101
+    assert 8 <= refusals < 25
     for _ in range(500):
         assert refusal(50.0, 0, 64, among_others.median) == "outsized"
-        among_others.add_outsized(50.0)
-        among_others.add(1.0)
-        among_others.add(1.0)
+        among_others.add_outsized(1, 50.0)
+        among_others.add(2, 1.0)
+        among_others.add(3, 1.0)

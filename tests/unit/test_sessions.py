@@ -6,7 +6,6 @@ The sessions' processes are stand-ins; parameters, books and checkpoints are the
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import signal
@@ -18,93 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from standins import Run, StandIn
 
-from minga.algorithm.codec import make_codec
-from minga.data.facts import DataFacts
-from minga.observe.folder import RunFolder
-from minga.ps import checkpoint, sessions
-from minga.ps.bookkeeper import Bookkeeper
-from minga.ps.parameters import SharedParameters, Update
-from minga.ps.run_state import RunState
-from minga.ps.session import SessionSpec
-from minga.ps.sessions import Handle, Sessions
-from minga.settings.sources import resolve_settings
-
-FACTS = DataFacts(train=1000, val=100, classes=10, class_hash="", image_size=8)
-SPEC = SessionSpec("", "", 0, "127.0.0.1", "none", 1.0, None, 0, 0, identity=None)
-HELLO = {"uuid": "u", "name": "one"}
-
-
-class StandIn(Handle):
-    """A session whose process ends when it is told to."""
-
-    def start(self, parameters: SharedParameters) -> None:
-        self.over = asyncio.Event()
-
-    async def serve(self, answer: sessions.Answer) -> None:
-        self.ready.set()
-        await self.over.wait()
-
-    def reap(self) -> None:
-        for end in (self._line, self._their_line, self._descriptors, self._their_descriptors):
-            end.close()
-
-
-class Run:
-    """A run with one worker, which has been granted a push."""
-
-    def __init__(self, folder: Path) -> None:
-        settings = resolve_settings(None, {"model.name": "small-cnn"}, {}).settings
-        self.folder = RunFolder.create(folder / "runs", "run")
-        self.state = RunState(settings, self.folder, None)
-        self.books: Bookkeeper = self.state.prepare(FACTS, 1)
-        self.parameters = self.books.parameters
-
-    async def grant(self) -> None:
-        """Start a session and let its worker push once."""
-        books = self.books
-        self.sessions = Sessions(SPEC, self.parameters, books.answer_async, books.on_session_end)
-        member = self.state.members.admit(HELLO, "127.0.0.1", 0.0)
-        handle = await self.sessions.start(member)
-        assert isinstance(handle, StandIn)
-        self.handle = handle
-        work = books.answer(handle, {"do": "work", "message": {}})["work"]
-        lease, _, epoch, start, stop = work["leases"][0][:5]
-        self.samples = stop - start
-        self.message = {
-            "progress": [[lease, epoch, start, stop, 0]],
-            "sequence": 1,
-            "base_version": 0,
-        }
-        granted = books.answer(handle, {"do": "admit", "message": self.message})
-        assert granted["verdict"] == "granted"
-        self.push = granted["push"]
-
-    def apply(self) -> None:
-        """Do what the session's process would."""
-        codec = make_codec("none", self.parameters.weights)
-        update = Update(
-            payload=torch.zeros(codec.nbytes, dtype=torch.uint8),
-            codec="none",
-            scale=1.0,
-            buffers=torch.zeros(self.parameters.buffers),
-            buffer_weight=0.5,
-        )
-        self.parameters.apply(update, push_id=self.push, slot=self.handle.spec.slot)
-
-    def die_in_mid_apply(self) -> None:
-        """Leave the record of a push that counts and is not in the weights yet."""
-        self.parameters._finish = lambda: None
-        self.apply()
-        del self.parameters._finish
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        lines = (self.folder.path / "events.jsonl").read_text().splitlines()
-        return [event for line in lines if (event := json.loads(line))["kind"] == kind]
-
-    def journal(self) -> int:
-        return len((self.folder.path / "journal.jsonl").read_text().splitlines())
+from minga import messages
+from minga.ps import checkpoint, requests, sessions
+from minga.ps.parameters import SharedParameters
+from minga.ps.sessions import Handle
 
 
 @pytest.fixture
@@ -200,7 +118,7 @@ def test_the_loop_answers_while_another_process_holds_the_lock(run: Run) -> None
         saving = asyncio.create_task(run.state.save(run.books, run.sessions.handles))
         measuring = asyncio.create_task(asyncio.to_thread(run.parameters.freeze))
         await asyncio.to_thread(repair_asked.wait)
-        assert run.books.answer(run.handle, {"do": "progress", "message": {}}) == {}
+        assert run.books.answer(run.handle, requests.Renew()) == messages.Answer()
         assert holder.is_alive(), "the loop stood still until the lock was free"
         assert run.sessions.handles() == [run.handle], "its slot is taken until it is settled"
         holder.kill()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from minga.errors import Refused, UsageError
+from minga.messages import Admission, Nonce
 from minga.transport import dial, rpc
 from minga.transport import stream as streams
 from minga.transport.forwarder import PortForwarder, forward
@@ -85,15 +86,15 @@ def test_anything_else_is_no_preamble(raw: bytes) -> None:
 def test_frames_cross_a_socket_and_large_ones_are_refused() -> None:
     one, other = socket.socketpair()
     with one, other:
-        streams.send(one, {"do": "push", "loss": 0.5})
-        assert streams.receive(other) == {"do": "push", "loss": 0.5}
+        streams.send(one, Nonce(nonce="0a"))
+        assert streams.receive(other, Nonce) == Nonce(nonce="0a")
         streams.send(one, {"noise": "x" * 5000})
         with pytest.raises(ValueError, match="at most 4096"):
-            streams.receive(other, limit=4096)
+            streams.receive(other, Nonce, limit=4096)
         one.close()
         other.recv(1 << 20)
         with pytest.raises(streams.StreamClosed):
-            streams.receive(other)
+            streams.receive(other, Nonce)
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_a_group_that_is_not_formed_is_a_broken_link_and_nothing_stays_open(
     near, far = socket.socketpair()
     monkeypatch.setattr(dial, "dial", lambda *_: near)
     monkeypatch.setattr(rpc, "start", never_formed)
-    session = {"id": "a" * 16, "key": "k", "port": 1, "here": True}
+    session = Admission(id="a" * 16, key="ab", port=1, here=True, sequence=0)
     with pytest.raises(ConnectionError, match=r"no session: timed out$"):
         dial.Link(("ps", 1), identity.secret, session, threading.Event(), lambda _: None)
     assert near.fileno() == -1

@@ -32,6 +32,7 @@ def install(names: str) -> None:
 
 
 def _on_the_way(chosen: list[str]) -> None:
+    from minga.messages import Push
     from minga.transport.dial import Link
 
     start = Link.start
@@ -39,15 +40,15 @@ def _on_the_way(chosen: list[str]) -> None:
     silence = threading.Lock()
 
     def start_in_disorder(self: Link, message: Any, tensors: Any = (), **named: Any) -> Any:
-        if message["do"] != "push":
+        if not isinstance(message, Push):
             with silence:
                 return start(self, message, tensors, **named)
-        if "expired" in chosen and message["sequence"] % _LATE_EVERY == 0:
+        if "expired" in chosen and message.sequence % _LATE_EVERY == 0:
             with silence:
                 _wait_until_a_lease_expires()
-        if "late" in chosen and message["sequence"] % _LATE_EVERY == 0:
+        if "late" in chosen and message.sequence % _LATE_EVERY == 0:
             time.sleep(LATE_S)
-        copy = dict(message), tuple(tensor.clone() for tensor in tensors)
+        copy = message, tuple(tensor.clone() for tensor in tensors)
         call = start(self, message, tensors, **named)
         if "beside" in chosen:
             start(self, *copy, **named)

@@ -51,6 +51,7 @@ def around(owner: Any, name: str, *, before: Callable[..., Any] = lambda *a: Non
 
 def install_worker_points() -> None:
     """Points of a worker: in join, compute, push (it is on its way), reply (not taken yet)."""
+    from minga.messages import Push
     from minga.transport.dial import Join, Link
     from minga.worker.exchange import Exchange
     from minga.worker.replica import Replica
@@ -59,7 +60,7 @@ def install_worker_points() -> None:
 
     def start_and_reach(self: Link, message: Any, *arguments: Any, **named: Any) -> Any:
         call = start(self, message, *arguments, **named)
-        if message["do"] == "push":
+        if isinstance(message, Push):
             reach("worker-in-push")
         return call
 
@@ -78,6 +79,10 @@ def install_ps_points() -> None:
     from minga.ps.coordinator import Coordinator
     from minga.ps.evaluation import Evaluation
     from minga.ps.parameters import SharedParameters
+    from minga.transport import sandbox
+
+    if any("session-" in name for name in NAMES):  # it leaves a file, which a session must not
+        sandbox.restrict = lambda readable=(): sandbox.Sandbox(0, writes=False)
 
     def far(parameters: SharedParameters, start: int, *_: Any) -> bool:
         return start >= 5 * CHUNK and parameters.version > 3
