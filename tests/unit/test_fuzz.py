@@ -23,9 +23,6 @@ from minga.ps import checkpoint, requests
 from minga.ps.audit import audit
 from minga.transport.identity import Secret
 from minga.transport.stream import frame_length, read_preamble
-from support import needs
-
-needs("hypothesis")
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "300"))
 fuzzed = settings(
