@@ -108,15 +108,15 @@ def plan(
         }
         print_result(json_format.dumps(shown, indent=2))
         return
-    _say(_headline(run, lan, scenarios[0]))
+    print_result(_headline(run, lan, scenarios[0]))
     results().print(_table(outcomes, run.epochs))
     if len(outcomes) == 1:
-        _say("")
+        print_result("")
         results().print(_kinds_table(outcomes[0].kinds))
-    _say("")
+    print_result("")
     for sentence in _sentences(held_up[0] if held_up else outcomes[-1], changes):
-        _say(sentence)
-    _say("Training alone, without validations and slow data loading.")
+        print_result(sentence)
+    print_result("Training alone, without validations and slow data loading.")
 
 
 def _scenarios(run: PlannedRun, lan: PlannedLan) -> list[Scenario]:
@@ -223,7 +223,3 @@ def _sentences(outcome: Outcome, changes: Sequence[Change]) -> list[str]:
         tried = "; ".join(f"{each.what}: {each.samples_per_s:,.0f} samples/s" for each in changes)
         said.append(f"What would help {pcs} PCs: {tried}.")
     return said
-
-
-def _say(text: str) -> None:
-    print_result(text)

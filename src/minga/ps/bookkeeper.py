@@ -300,7 +300,9 @@ class Bookkeeper:
         answer = self._refused(handle, refused.reason, refused.staleness, handle.pending.message)
         if refused.reason in (localsgd.OUTSIZED_PUSH, localsgd.NON_FINITE):
             member.spoilt += 1
-            others = [each for each in self.members if each.state == TRAINING and each != member]
+            others = [
+                each for each in self.members if each.state == TRAINING and each is not member
+            ]
             if member.spoilt >= MOST_SPOILT and not all(each.spoilt for each in others):
                 self._send_away(handle, f"{member.spoilt} pushes in a row were {refused.reason}")
         return answer

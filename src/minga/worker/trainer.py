@@ -317,6 +317,7 @@ class Trainer:
 
     def _evaluate_lease(self, link: Link, lease: Lease) -> None:
         """Process one lease of a validation on the ps's frozen snapshot."""
+        assert lease.kind != "train", lease
         asked = GetSnapshot(weights=False)  # the buffers change between two phases
         _, (_, buffers) = link.call(asked, timeout_s=CALL_S)
         self._evaluator.set_buffers(buffers)
@@ -336,7 +337,6 @@ class Trainer:
                 right, loss = self._evaluator.evaluate(images, labels)
                 correct, loss_sum = correct + right, loss_sum + loss
             self.totals.evaluated += lease.stop - lease.start
-        assert lease.kind != "train", lease
         result = Result(
             kind=lease.kind,
             lease=lease.id,
