@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +14,14 @@ import yaml
 
 from cluster.harness import wait_until
 from cluster.netns import VirtualPc
+from cluster.starter import Started
 from cluster.steps import FREE, Steps
 from minga.ps.audit import Audit, audit
 from support import ROOT
 
 EPOCHS = 6
+
+Process = subprocess.Popen[bytes] | Started
 
 
 def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
@@ -40,13 +42,18 @@ def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
     return folder
 
 
-def minga_command(folder: Path, steps: Steps) -> str:
-    """Return a ``minga`` that runs this checkout with such steps, for MINGA_BIN."""
-    script = folder / "minga"
-    command = shlex.join([sys.executable, *steps.entry])
-    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    script.chmod(0o755)
-    return str(script)
+def what_it_runs(script: Path, told: dict[str, str]) -> tuple[Path, list[str], dict[str, str]]:
+    """Return in which folder, with what arguments and variables a start script runs minga."""
+    minga = script.with_name("what-minga-gets")
+    minga.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@" ""\nexec env\n')
+    minga.chmod(0o755)
+    said = subprocess.run(
+        [str(script)], env={**told, "MINGA_BIN": str(minga)}, capture_output=True, check=True
+    ).stdout.decode()
+    folder, *lines = said.splitlines()
+    end = lines.index("")
+    pairs = (line.partition("=") for line in lines[end + 1 :])
+    return Path(folder), lines[:end], {name: value for name, _, value in pairs}
 
 
 class StartedLan:
@@ -78,19 +85,19 @@ class StartedLan:
         self.logs: list[Path] = []
         self._data, self._folder, self._model = data, folder, model
         self._epochs, self._variables = epochs, variables
-        self._binary = minga_command(folder, steps)
+        self._entry = steps.entry
         self._add(pcs[0])
         self.processes = [self.start_ps()]
         self._printed = wait_until(self._invitation, "the command that starts a worker")
         for pc in pcs[1:]:
             self.processes.append(self.join(pc))
 
-    def start_ps(self) -> subprocess.Popen[bytes]:
+    def start_ps(self) -> Process:
         """Start the ps's script, from another folder than the project's."""
         variables = {"WORLD_SIZE": "3", "EPOCHS": str(self._epochs), **self._variables}
         return self._start(0, "start_ps.sh", **variables)
 
-    def join(self, pc: VirtualPc, **variables: str) -> subprocess.Popen[bytes]:
+    def join(self, pc: VirtualPc, **variables: str) -> Process:
         """Start a worker on this PC, as the ps's terminal says, with these variables on top."""
         number = self._add(pc)
         return self._start(number, "start_worker.sh", **{**self._printed, **variables})
@@ -124,11 +131,11 @@ class StartedLan:
             status = process.wait(limit_s)
             assert status == 0, log.read_text()
 
-    def _start(self, number: int, script: str, **variables: str) -> subprocess.Popen[bytes]:
-        pc = self.pcs[number]
-        command = [str(self.folders[number] / script)]
-        environment = {"MINGA_BIN": self._binary, **variables}
-        return pc.start(command, self.logs[number], pc.home, **environment)
+    def _start(self, number: int, script: str, **variables: str) -> Process:
+        pc, path = self.pcs[number], self.folders[number] / script
+        folder, arguments, told = what_it_runs(path, pc.environment(**variables))
+        command = [sys.executable, *self._entry, *arguments]
+        return pc.start(command, self.logs[number], folder, **told)
 
     def _invitation(self) -> dict[str, str] | None:
         """Return the variables of the printed command."""

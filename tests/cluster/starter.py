@@ -1,13 +1,14 @@
 """Starts Python processes as forks of one that has minga and torch loaded.
 
 Loading them takes a processor some seconds, several times per test. Each process is one of its own
-all the same: with its own session, log, folder and environment, and it ends as others do. Tests of
-the start scripts, of the demo and between network namespaces start Python itself. Linux only.
+all the same: with its own session, log, folder, environment and network, and it ends as others do.
+Tests of the demo and of the README start Python itself. Linux only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -32,6 +33,7 @@ _LOADED = (
     "torch.utils.tensorboard",
 )
 _FORK_SERVER_LOADS = "minga.ps.session"
+_CLONE_NEWNET = 0x40000000  # sched.h
 
 
 class Started:
@@ -83,9 +85,11 @@ class Starter:
                 stdin=subprocess.DEVNULL,
             )
 
-    def start(self, words: list[str], log: Path, cwd: Path, env: dict[str, str]) -> Started:
-        """Start ``python words...`` in a session of its own."""
-        asked = {"words": words, "log": str(log), "cwd": str(cwd), "env": env}
+    def start(
+        self, words: list[str], log: Path, cwd: Path, env: dict[str, str], netns: str = ""
+    ) -> Started:
+        """Start ``python words...`` in a session of its own, perhaps in a network namespace."""
+        asked = {"words": words, "log": str(log), "cwd": str(cwd), "env": env, "netns": netns}
         log.touch()
         with self._lock:
             self._line.sendall(json.dumps(asked).encode() + b"\n")
@@ -167,6 +171,8 @@ def _ended() -> list[tuple[int, int]]:
 def _become(asked: dict[str, Any]) -> None:
     """Do what Python does at its start, in a fork."""
     os.setsid()
+    if asked["netns"]:
+        _enter(Path("/run/netns") / asked["netns"])
     os.chdir(asked["cwd"])
     log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
@@ -182,6 +188,13 @@ def _become(asked: dict[str, Any]) -> None:
                 importlib.import_module("sitecustomize")
     if "ps" in asked["words"]:
         _fork_the_fork_server()
+
+
+def _enter(namespace: Path) -> None:
+    """Move this process into a network namespace (os.setns is Python 3.12's)."""
+    with namespace.open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns", str(namespace))
 
 
 def _fork_the_fork_server() -> None:

@@ -16,7 +16,7 @@ from minga.data.generated import generate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.netns, pytest.mark.timeout(600)]
 
-CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 8, 30
+CLASSES, PER_CLASS, EPOCHS, OUT_S = 5, 80, 5, 30
 RATE = "200mbit"
 """A push of 11 MB is on its way for half a second."""
 
@@ -41,7 +41,7 @@ def test_a_cable_out_while_joining_and_in_mid_push_costs_its_own_pc_alone(
 ) -> None:
     data = generate(tmp_path / "tiny", classes=CLASSES, train_per_class=PER_CLASS, size=32)
     back = tmp_path / "back"
-    steps = Steps(1.0, until=back)  # the run is not over before
+    steps = Steps(2.0, until=back)  # the run is not over before
     started = StartedLan(pcs[:2], data, tmp_path, model="resnet18", epochs=EPOCHS, steps=steps)
     events = started.events
 

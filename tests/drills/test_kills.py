@@ -38,7 +38,7 @@ SLOW_S = 3.0
 PS = ("checkpoint", "epoch", "join", "validation")
 SESSION = ("apply", "reply")
 KILLS = 5
-KILLS_EPOCHS = 4
+KILLS_EPOCHS = 3
 MOST_WAIT_S = SILENCE_S / 2
 """The faults that it looks for (a lock that its dead holder keeps) take SILENCE_S or longer."""
 

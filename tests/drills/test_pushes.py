@@ -14,8 +14,11 @@ from minga.ps import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+SMALL = {"model__name": "small-cnn", "model__stem": "auto"}
+"""What counts here is which pushes come, not their size."""
 ALONE = {
     **SETTINGS,
+    **SMALL,
     "train__epochs": 1,
     "train__batch_size": 64,
     "exchange__in_flight": "wait",  # with training in flight, what a rebase meets is chance
@@ -52,7 +55,7 @@ def test_pushes_again_old_and_late_leave_the_weights_as_they_would_be(
     assert not same(plain, credulous)
 
 
-@pytest.mark.parametrize("lan", [{"ledger__lease_s": 3, "train__epochs": 2}], indirect=True)
+@pytest.mark.parametrize("lan", [{**SMALL, "ledger__lease_s": 3}], indirect=True)
 def test_of_pushes_that_arrive_twice_at_once_or_after_their_lease_each_counts_once(
     lan: Cluster, faulty: Faulty
 ) -> None:

@@ -45,13 +45,13 @@ def test_a_rank_is_its_live_holders_and_its_heirs_when_he_is_dead(
 
 def test_two_runs_on_two_ports_beside_each_other(tmp_path: Path, digits: Path) -> None:
     with (
-        cluster(tmp_path / "one", digits, train__epochs=20) as one,
-        cluster(tmp_path / "other", digits, train__epochs=20) as other,
+        cluster(tmp_path / "one", digits, train__epochs=6) as one,
+        cluster(tmp_path / "other", digits, train__epochs=6) as other,
     ):
         for each in (one, other):
             start(each, 1)
-        complete(one, 1, epochs=20)
-        complete(other, 1, epochs=20)
+        complete(one, 1, epochs=6)
+        complete(other, 1, epochs=6)
         for each in (one, other):
             joins = [event for event in each.events() if event["kind"] == "worker_join"]
             assert len(joins) == 1, "nobody else's worker"
@@ -73,8 +73,8 @@ def test_a_rank_between_pcs_and_a_port_of_ones_own(pcs: list[VirtualPc], tmp_pat
         data,
         tmp_path,
         model="resnet18",
-        epochs=12,
-        steps=Steps(1.0, until=inherited),  # the run is not over before
+        epochs=6,
+        steps=Steps(2.0, until=inherited),  # the run is not over before
         MASTER_PORT=str(OTHER_PORT),
     )
     events = started.events
