@@ -56,7 +56,7 @@ test-unit: .venv/.minga-dev .venv/.minga-deploy ## Run the tests of single parts
 	$(BIN)/pytest tests/unit tests/infra -n 2
 
 test-cluster: .venv/.minga-dev ## Run the tests with real processes on this PC
-	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
+	$(BIN)/pytest tests/cluster -n 3 --dist loadfile
 
 lint: .venv/.minga-dev .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .
@@ -76,7 +76,7 @@ image: .venv/.minga-deploy ## Build the image of ps and workers
 	$(BIN)/python -m minga.deploy.image build --inventory $(INVENTORY)
 
 deploy: image ## Send image, data, firewall rules, settings to every PC of inventory.ini
-	$(BIN)/python -m minga.deploy.identity
+	$(BIN)/python -m minga.deploy.identity --inventory $(INVENTORY)
 	@$(PACK)
 	@$(WORK) ansible/deploy.yml
 
@@ -107,7 +107,7 @@ lan-test-long: .venv/.minga-dev .venv/.minga-deploy ## More of lan-test: a GPU, 
 	$(BIN)/pytest tests/lan -m "lan and long"
 
 drills: .venv/.minga-dev ## Kill workers, sessions and the ps at every point, TIMES=5 times over; SEEDS=5 pairs
-	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 2 --maxschedchunk=1 || exit 1; done
+	for run in $$(seq $(or $(TIMES),5)); do $(BIN)/pytest tests/drills -n 3 --maxschedchunk=1 || exit 1; done
 
 fuzz: .venv/.minga-dev ## Feed every parser FUZZ_INPUTS made-up inputs (100,000)
 	FUZZ_INPUTS=$(or $(FUZZ_INPUTS),100000) $(BIN)/pytest tests/unit/test_fuzz.py -n 2 --timeout=0

@@ -102,6 +102,7 @@ class Proof(Struct, frozen=True):
     """The part of a :class:`Hello` that is read before the proof is checked."""
 
     proof: Hex
+    token: Hex = ""
 
 
 class Version(Struct, frozen=True):
@@ -119,6 +120,8 @@ class Hello(Strict, frozen=True):
     uuid: Hex
     proof: Hex = ""
     """HMAC of the ps's nonce; :class:`minga.transport.dial.Join` fills it in."""
+    token: Hex = ""
+    """The id of the token that it proves; filled in likewise."""
     minga: Text = "unknown"
     torch: Text = "unknown"
     machine: Text = ""

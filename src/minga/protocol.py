@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 DEFAULT_PORT = 30005
 
 TRAIN: Final = "train"

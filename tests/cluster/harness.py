@@ -102,6 +102,8 @@ class Cluster:
         self.runs = folder / "runs"
         self.port = free_port()
         self.identity = Identity.load_or_create(folder / "state")
+        self.tokens: dict[str, str] = {}
+        """Of processes with another token than the shared one."""
         self.processes: dict[str, subprocess.Popen[bytes] | Started] = {}
         self._read: tuple[Path | None, int] = (None, 0)
         self._events: list[Event] = []
@@ -254,7 +256,7 @@ class Cluster:
         words = [*(entry or self._entry), role, *flags]
         path, env = (
             self.folder / f"{name}.log",
-            {**os.environ, "MINGA_TOKEN": str(self.identity.secret)},
+            {**os.environ, "MINGA_TOKEN": self.tokens.get(name, str(self.identity.secret))},
         )
         if running:
             self.processes[name] = running[0].start(words, path, self.folder, env)

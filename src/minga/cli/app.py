@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from minga import __version__
-from minga.cli import audit, checkpoints, config, data, plan, roles
+from minga.cli import audit, checkpoints, config, data, plan, roles, token
 
 
 def build_app() -> App:
@@ -30,4 +30,5 @@ def build_app() -> App:
     app.command(audit.audit, sort_key=7)
     app.command(config.app)
     app.command(plan.plan, sort_key=8)
+    app.command(token.app)
     return app

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
 
 from minga.cli.root import WHY, is_root, require_ordinary_user
 from minga.cli.settings_flags import (
@@ -18,8 +16,9 @@ from minga.cli.settings_flags import (
 from minga.console import Console
 from minga.errors import Hint, UsageError
 from minga.settings.environment import check_variables, webdataset_wanted
-from minga.settings.options import DemoOptions, PsOptions, WorkerOptions, optional
+from minga.settings.options import DemoOptions, PsOptions, WorkerOptions
 from minga.settings.sources import resolve_settings
+from minga.transport.identity import missing_token
 
 _PS = PsOptions()
 _WORKER = WorkerOptions()
@@ -47,20 +46,15 @@ def ps(
     return run_ps(resolved, options)
 
 
-def worker(
-    *,
-    options: WorkerOptions = _WORKER,
-    token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None,
-) -> int:
+def worker(*, options: WorkerOptions = _WORKER) -> int:
     """Start a worker: it trains on this PC's data for the ps at ADDRESS.
 
     Args:
         options: of this process; the rest comes from the ps.
-        token_file: File with the ps's join token, instead of the token itself.
     """
     check_variables(os.environ)
     require_ordinary_user("worker", allow_root=options.allow_root)
-    options = _complete(options, token_file)
+    options = _complete(options)
     _quiet_torch()
     from minga.worker.run import run_worker
 
@@ -83,8 +77,8 @@ def _quiet_torch() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def _complete(options: WorkerOptions, token_file: Path | None) -> WorkerOptions:
-    """Return the options with token and data format; raise UsageError if one is missing."""
+def _complete(options: WorkerOptions) -> WorkerOptions:
+    """Return the options with the data format; raise UsageError if a needed one is missing."""
     if not options.address:
         raise UsageError(
             "the address of the ps is missing",
@@ -94,29 +88,10 @@ def _complete(options: WorkerOptions, token_file: Path | None) -> WorkerOptions:
                 Hint("then", "MASTER_ADDR=192.168.1.100 ./start_worker.sh"),
             ),
         )
-    if options.token and token_file:
-        raise _token_error("both a token and a token file are given; give one")
-    token = _read_token(token_file) if token_file else options.token
-    if not token:
-        raise _token_error("the join token is missing")
+    if options.token and options.token_file:
+        raise missing_token("both a token and a token file are given; give one")
+    if not options.token and not options.token_file:
+        raise missing_token("the join token is missing")
     if options.data_format is None and webdataset_wanted(os.environ):
         options = replace(options, data_format="webdataset")
-    return replace(options, token=token)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _token_error(f"cannot read the token file {path}: {error}") from error
-
-
-def _token_error(what: str) -> UsageError:
-    return UsageError(
-        what,
-        code="worker-needs-token",
-        hints=(
-            Hint("where is it?", "the ps's terminal shows it, after MINGA_TOKEN="),
-            Hint("then", "MINGA_TOKEN=... ./start_worker.sh"),
-        ),
-    )
+    return options

@@ -24,9 +24,17 @@ def hosts_of(inventory: Path) -> Hosts:
 
 def workers_of(inventory: Path) -> Hosts:
     """Return the variables of every PC under ``[workers]``."""
+    return groups_of(inventory)["workers"]
+
+
+def groups_of(inventory: Path) -> dict[str, Hosts]:
+    """Return the same for ``[ps]`` and ``[workers]``, by group."""
     listed = _listed(inventory)
     hosts = _hosts(listed)
-    return {name: hosts.get(name, {}) for name in _members(listed, "workers")}
+    return {
+        group: {name: hosts.get(name, {}) for name in _members(listed, group)}
+        for group in ("ps", "workers")
+    }
 
 
 def names_by_address(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

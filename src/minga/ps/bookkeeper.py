@@ -369,6 +369,7 @@ class Bookkeeper:
                 rank=member.rank,
                 host=member.host,
                 device=member.device,
+                token=member.token,
                 generation=member.generation,
             )
             self.parameters.active_workers = self.members.active(time.monotonic())

@@ -194,10 +194,11 @@ class Coordinator:
             raise Refused(
                 f"this worker's join is malformed: {error}", code="join-malformed"
             ) from error
+        self.members.require_own(hello.uuid, join.token.name)
         for old in self._handles_of(hello.uuid):
             old.kill()  # the same process rejoins: its last session is over
             old.member.state = LOST
-        return hello, self.members.admit(hello, join.host, time.monotonic())
+        return hello, self.members.admit(hello, join.host, time.monotonic(), join.token)
 
     def _terms(self, member: Member) -> Terms:
         return Terms(
@@ -275,9 +276,18 @@ class Coordinator:
         if self._sessions is not None and (frozen := self._sessions.kill_frozen()) is not None:
             why = "frozen while it held the lock"
             self.events.write("session_lost", reason=why, **frozen.member.identity)
+        self._end_revoked()
         for refused in self.refused.due(time.monotonic()):
             self._report_refused(refused)
         self.show(self.report.publish(bookkeeper, self.refused.total))
+
+    def _end_revoked(self) -> None:
+        """End the sessions whose token is not valid any more; their leases come back."""
+        for handle in self._pending():
+            known = self._door.tokens.find(handle.member.token_id) is not None
+            if not known and not handle.failure:
+                handle.failure = f"the token of {handle.member.token} was revoked"
+                handle.kill()
 
     async def _repace(self) -> None:
         if self.bookkeeper is not None:

@@ -15,10 +15,11 @@ from minga.errors import Hint, Refused
 from minga.messages import Hello
 from minga.observe.events import Thinned
 from minga.timing import ACTIVE_S
+from minga.transport.tokens import SHARED, Token
 
 JOINING, TRAINING, LOST, LEFT = "joining", "training", "lost", "left"
 
-_KEPT = ("rank", "uuid", "name", "host", "hostname", "device", "generation")
+_KEPT = ("rank", "uuid", "name", "host", "hostname", "device", "generation", "token")
 _ACTIVE_WINDOWS = 3
 _LEAST_WINDOW_S = 0.01
 """No worker is believed to push more often."""
@@ -52,6 +53,10 @@ class Member:
     hostname: str
     device: str
     generation: int
+    token: str = SHARED
+    """The name of the token that it proved."""
+    token_id: str = ""
+    """Empty before it rejoins a resumed run."""
     state: str = JOINING
     heard_s: float = 0.0
     window_s: float = 0.0
@@ -95,12 +100,20 @@ class Members:
         """Iterate in the order of ranks."""
         return iter([self._by_rank[rank] for rank in sorted(self._by_rank)])
 
-    def admit(self, hello: Hello, host: str, now_s: float) -> Member:
+    def admit(self, hello: Hello, host: str, now_s: float, token: Token | None = None) -> Member:
         """Give a joining worker its rank.
 
+        Args:
+            hello: its description of itself.
+            host: its address.
+            now_s: on the monotonic clock.
+            token: that it proved; None stands for the shared one.
+
         Raises:
-            Refused: ``rank-held`` by a live worker, ``rank-invalid``, or ``sent-away``.
+            Refused: ``rank-held`` by a live worker, ``rank-invalid``, ``sent-away``, or
+                ``uuid-held`` by a worker with another PC's token.
         """
+        self.require_own(hello.uuid, token.name if token else SHARED)
         if (why := self._sent_away.get(hello.uuid)) is not None:
             raise Refused(
                 f"the ps sent this worker away: {why}",
@@ -127,6 +140,8 @@ class Members:
             hostname=hello.hostname,
             device=hello.device,
             generation=self._generation,
+            token=token.name if token else SHARED,
+            token_id=token.id if token else "",
             heard_s=now_s,
             batch_size=hello.batch_size,
             totals=holder.totals if holder else Totals(),
@@ -136,6 +151,16 @@ class Members:
         member.refused = Thinned(member.totals.refused)
         self._by_rank[rank] = member
         return member
+
+    def require_own(self, uuid: str, token: str) -> None:
+        """Raise Refused ``uuid-held`` if a worker with another token has this uuid."""
+        for member in self:
+            if member.uuid == uuid and member.token != token:
+                raise Refused(
+                    f"this worker process joined before with the token of {member.token}",
+                    code="uuid-held",
+                    hints=(Hint("start it again", "it then is a new worker"),),
+                )
 
     def send_away(self, member: Member, why: str) -> None:
         """Refuse this worker process from now on."""

@@ -65,7 +65,7 @@ class PsOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
-    """Options of a worker. ``address`` and ``token`` are never empty in :mod:`minga.worker`."""
+    """Options of a worker; in :mod:`minga.worker` it has an address, and one of the two tokens."""
 
     address: Annotated[
         str, Parameter(env_var=("MINGA_ADDRESS", "MASTER_ADDR"), show_default=False)
@@ -77,6 +77,8 @@ class WorkerOptions:
         default="", repr=False
     )
     """The ps's join token; as a flag it is visible to this PC's users."""
+    token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None
+    """File with the join token instead; read at each join."""
     rank: Annotated[
         int | None,
         Parameter(env_var=("MINGA_RANK", "RANK", "WORKER_RANK"), validator=Number(gte=1)),

@@ -131,7 +131,8 @@ class Join:
         try:
             self._stream.settimeout(SESSION_UP_S)
             nonce = bytes.fromhex(self._receive(Nonce).nonce)
-            send(self._stream, replace(self._hello, proof=self._secret.proof(nonce).hex()))
+            proof = self._secret.proof(nonce).hex()
+            send(self._stream, replace(self._hello, token=self._secret.id, proof=proof))
             self.terms: Terms = self._receive(Welcome).welcome
         except BaseException:
             self._stream.close()

@@ -28,14 +28,18 @@ from minga.transport.stream import (
     read_preamble,
     tune,
 )
+from minga.transport.tokens import Token, Tokens
 from minga.transport.waiting_room import WaitingRoom
 
 WAITING_ROOM = 256
 _BACKLOG = 512
 _WRONG_TOKEN = Problem(
     code="token-wrong",
-    what="the join token is not this ps's",
-    hints=[("copy it again", "the ps's terminal shows it, after MINGA_TOKEN=")],
+    what="the join token is not one of this ps's: another ps's, or revoked",
+    hints=[
+        ("copy it again", "the ps's terminal shows it, after MINGA_TOKEN="),
+        ("a PC's own was revoked? on the ps's PC", "minga token new NAME"),
+    ],
 )
 
 
@@ -48,6 +52,7 @@ class JoinStream:
 
     Attributes:
         host: the worker's address.
+        token: what it proved.
         hello: the frame with the worker's proof and its description of itself.
     """
 
@@ -55,6 +60,7 @@ class JoinStream:
         self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.host = host
+        self.token: Token
         self.hello = b""
         self._reader = reader
         self._writer = writer
@@ -98,7 +104,7 @@ class Door:
     """Listen on one port; pass joins and session streams on to their owners.
 
     Args:
-        identity: certificate and token.
+        identity: certificate and tokens.
         joined: called with each authenticated join.
         streamed: called with (session id, raw socket, host); it then owns the socket. It
             returns False for an unknown session.
@@ -112,7 +118,7 @@ class Door:
         streamed: Callable[[str, socket.socket, str], bool],
         refused: Callable[[str, str], None],
     ) -> None:
-        self._secret = identity.secret
+        self.tokens = Tokens(identity)
         self._context = identity.server_context()
         self._joined = joined
         self._streamed = streamed
@@ -211,9 +217,14 @@ class Door:
             nonce = secrets.token_bytes(32)
             await join.send(Nonce(nonce=nonce.hex()))
             join.hello = await join.receive_frame(HANDSHAKE_S)
-            proof = bytes.fromhex(decode(join.hello, Proof).proof)
-            if not hmac.compare_digest(proof, self._secret.proof(nonce)):
+            said = decode(join.hello, Proof)
+            token = self.tokens.find(said.token)
+            if token is None or not hmac.compare_digest(
+                bytes.fromhex(said.proof), token.secret.proof(nonce)
+            ):
                 await self._refuse(join)
+            else:
+                join.token = token
         except BaseException:
             join.abort()
             raise

@@ -20,6 +20,7 @@ from pathlib import Path
 from minga.errors import Hint, Refused, UsageError
 
 TOKEN_BYTES = 15
+ID_CHARS = 8
 _PIN_BYTES = hashlib.sha256().digest_size
 _VALID_FOR = datetime.timedelta(days=3650)
 
@@ -34,6 +35,11 @@ class Secret:
     def __str__(self) -> str:
         """Return the string that users copy: URL-safe base64, 63 characters."""
         return base64.urlsafe_b64encode(self.token + self.pin).decode().rstrip("=")
+
+    @property
+    def id(self) -> str:
+        """The token's public name, 8 hexadecimal digits: a worker says which one it proves."""
+        return hashlib.sha256(b"minga token id" + self.token).hexdigest()[:ID_CHARS]
 
     def __repr__(self) -> str:
         """Mask the token: a repr may get into a log."""
@@ -55,6 +61,15 @@ class Secret:
             )
         return cls(raw[:TOKEN_BYTES], raw[TOKEN_BYTES:])
 
+    @classmethod
+    def read(cls, path: Path) -> Secret:
+        """Parse a file. Raises UsageError ``token-malformed`` or ``worker-needs-token``."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise missing_token(f"cannot read the token file {path}: {error}") from error
+        return cls.parse(text)
+
     def proof(self, nonce: bytes) -> bytes:
         """HMAC-SHA256 of the ps's nonce and the certificate's hash, keyed by the token."""
         return hmac.digest(self.token, nonce + self.pin, "sha256")
@@ -67,6 +82,8 @@ class Identity:
     secret: Secret
     certificate: Path
     key: Path
+    tokens: Path
+    """Folder of the tokens of PCs; see :mod:`minga.transport.tokens`."""
 
     @classmethod
     def load_or_create(cls, state: Path, token_file: Path | None = None) -> Identity:
@@ -84,7 +101,7 @@ class Identity:
         if not token.exists():
             _write_certificate(certificate, key)
             pin = hashlib.sha256(_der(certificate)).digest()
-            _write_private(token, str(Secret(secrets.token_bytes(TOKEN_BYTES), pin)).encode())
+            write_private(token, str(Secret(secrets.token_bytes(TOKEN_BYTES), pin)).encode())
         secret = Secret.parse(token.read_text())
         if not certificate.exists() or hashlib.sha256(_der(certificate)).digest() != secret.pin:
             raise Refused(
@@ -94,7 +111,7 @@ class Identity:
                     Hint("create a new identity (workers need the new token)", f"rm -r {state}"),
                 ),
             )
-        return cls(secret, certificate, key)
+        return cls(secret, certificate, key, state / "tokens")
 
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 with this certificate."""
@@ -103,6 +120,18 @@ class Identity:
         context.load_cert_chain(self.certificate, self.key)
         context.num_tickets = 0  # streams are never resumed
         return context
+
+
+def missing_token(what: str) -> UsageError:
+    """Return the error of a worker without a token."""
+    return UsageError(
+        what,
+        code="worker-needs-token",
+        hints=(
+            Hint("where is it?", "the ps's terminal shows it, after MINGA_TOKEN="),
+            Hint("then", "MINGA_TOKEN=... ./start_worker.sh"),
+        ),
+    )
 
 
 def client_context() -> ssl.SSLContext:
@@ -149,7 +178,7 @@ def _write_certificate(certificate: Path, key: Path) -> None:
         .not_valid_after(now + _VALID_FOR)
         .sign(private, hashes.SHA256())
     )
-    _write_private(
+    write_private(
         key,
         private.private_bytes(
             serialization.Encoding.PEM,
@@ -157,10 +186,10 @@ def _write_certificate(certificate: Path, key: Path) -> None:
             serialization.NoEncryption(),
         ),
     )
-    _write_private(certificate, signed.public_bytes(serialization.Encoding.PEM))
+    write_private(certificate, signed.public_bytes(serialization.Encoding.PEM))
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """Write a 0600 file atomically."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)

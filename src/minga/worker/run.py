@@ -56,7 +56,7 @@ class Worker:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        self._secret = Secret.parse(options.token)
+        self._secret = self._current_secret()
         self._address = (options.address, options.port)
         self._device = pick_device(options.device)
         self._uuid = uuid.uuid4().hex
@@ -144,6 +144,7 @@ class Worker:
         """Join; ``keep`` holds the stream open. Waits for a held rank."""
         deadline = time.monotonic() + RANK_HELD_S
         while True:
+            self._secret = self._current_secret()
             try:
                 with contextlib.ExitStack() as stack:
                     join = stack.enter_context(Join(self._address, self._secret, self._hello()))
@@ -165,6 +166,12 @@ class Worker:
                     raise
                 self._console.line(refused=error.what, retry_s=1)
                 self._leaving.wait(1.0)
+
+    def _current_secret(self) -> Secret:
+        """Return the token; a file's may have been replaced."""
+        if (path := self._options.token_file) is not None:
+            return Secret.read(path)
+        return Secret.parse(self._options.token)
 
     @property
     def _joined(self) -> Terms:
