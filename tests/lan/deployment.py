@@ -24,7 +24,7 @@ from support import ROOT, copy_project
 
 FIGURES = ROOT / "build" / "lan-test.json"
 PORT = 30005
-CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 5, 80, 20, 70
+CLASSES, PER_CLASS, VAL_PER_CLASS, EPOCHS = 5, 80, 20, 28
 TRAIN = CLASSES * PER_CLASS
 MAKE_S = 1500
 

@@ -15,6 +15,7 @@ from lan.shell import CommandError, sh
 
 _V4, _V6, _MAC = "10.77.0", "fd77:", "02:77:00:00:00"
 CONTROL = (f"{_V4}.1", f"{_V6}:1")
+FULL_RATE = "1gbit"
 _SHAPE = ("root", "tbf", "burst", "256kb", "latency", "20ms", "rate")
 """A burst must be small against what a test sends: a small model disappears in it."""
 
@@ -72,9 +73,10 @@ class Plug:
         self._mac = f"{_MAC}:{number}"
         self._gateway = gateway
         self._bytes_before = (0, 0)
+        self._rate = FULL_RATE
 
     def plug_in(self) -> None:
-        """Make the namespace and its cable: 1 Gbit/s each way."""
+        """Make the namespace and its cable, as fast as it was."""
         inside = self.namespace
         sh("ip", "netns", "add", inside)
         peer = ("peer", "name", "eth0", "address", self._mac, "netns", inside)
@@ -87,8 +89,13 @@ class Plug:
         if self._gateway:
             route = ("route", "add", "default", "via", CONTROL[0], "mtu", str(_way_out_mtu()))
             sh("ip", "-n", inside, *route)
-        sh("tc", "qdisc", "replace", "dev", self.cable, *_SHAPE, "1gbit")
-        self.exec("tc", "qdisc", "replace", "dev", "eth0", *_SHAPE, "1gbit")
+        self.shape(self._rate)
+
+    def shape(self, rate: str) -> None:
+        """Let so much through each way from now on, also after a power cut."""
+        self._rate = rate
+        sh("tc", "qdisc", "replace", "dev", self.cable, *_SHAPE, rate)
+        self.exec("tc", "qdisc", "replace", "dev", "eth0", *_SHAPE, rate)
 
     def unplug(self) -> None:
         """Take namespace and cable away; its firewall's rules go too, as at a power cut."""

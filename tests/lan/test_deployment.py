@@ -27,7 +27,7 @@ from lan.deployment import (
     note,
 )
 from lan.limits import disk_bytes_per_s, processor_s, wire_bytes_per_s
-from lan.network import Listener, control_cable
+from lan.network import FULL_RATE, Listener, control_cable
 from lan.pc import PcSpec, VirtualPc
 from lan.shell import wait_for
 from lan.virtual import VirtualLan
@@ -40,6 +40,8 @@ pytestmark = [pytest.mark.lan, pytest.mark.timeout(1800)]
 COUNT = int(os.environ.get("MINGA_LAN_PCS", "3"))
 PCS = (PcSpec("pc1", 11, "ps"), *(PcSpec(f"pc{n}", 10 + n) for n in range(2, COUNT + 1)))
 CUT_S = 60.0
+SLOW = "50mbit"
+"""A worker's cable in mid-run: 3.6 s for a window of two steps, however fast its processor is."""
 CABLE_MBIT_PER_S = int(os.environ.get("MINGA_LAN_CABLE", "1000"))
 """The control PC's; with a slower one, what two processors do for five PCs counts for less."""
 INTRUDER = """
@@ -102,10 +104,10 @@ def test_deploy_provisions_pcs_that_have_nothing_but_docker(
     )
     for pc in pcs:
         pc.sudo("cd /opt/minga && docker compose config --quiet")
-        assert pc.sudo("stat -c '%a %u' /opt/minga/secrets/token").stdout.split() == [
-            "600",
-            "10001",
-        ]
+        secrets = pc.sudo("cd /opt/minga/secrets && stat -c '%n %a %u' *").stdout.splitlines()
+        own = ["pc-token"] if pc in lan.workers else ["ps.crt", "ps.key", "token", "tokens"]
+        modes = {name: "700" if name == "tokens" else "600" for name in own}
+        assert secrets == [f"{name} {modes[name]} 10001" for name in own]
     for worker in lan.workers:
         there = worker.file(f"/opt/minga/data/{project.data.name}")
         kinds = {path.suffix for path in there.rglob("*") if path.is_file()}
@@ -130,6 +132,8 @@ def test_a_code_change_sends_little(project: Deployment, lan: VirtualLan) -> Non
 
 
 def test_train_starts_the_ps_and_all_workers(project: Deployment, lan: VirtualLan) -> None:
+    for worker in lan.workers:
+        worker.plug.shape(SLOW)  # the run is not over before what the tests do to it
     project.make("train")
     for rank in range(1, COUNT):
         project.await_events("push", 1, rank=rank)
@@ -221,7 +225,28 @@ def test_stop_in_mid_epoch_and_train_goes_on(project: Deployment, lan: VirtualLa
     assert resumed["repeated_pushes"] == 0, "stopped, not killed: nothing is repeated"
 
 
+def test_a_pc_whose_token_is_revoked_is_out_until_deploy_gives_it_another(
+    project: Deployment, lan: VirtualLan
+) -> None:
+    revoked = lan.workers[1]
+    before = revoked.file("/opt/minga/secrets/pc-token").read_text()
+    command = [sys.executable, "-m", "minga", "token", "revoke", revoked.name]
+    state = project.folder / ".minga" / "deploy"
+    subprocess.run([*command, f"--state={state}"], check=True, timeout=60)
+    lost = len([each for each in project.events("worker_lost") if each["rank"] == 2])
+    joins = len([each for each in project.events("worker_join") if each["rank"] == 2])
+    project.make("deploy", f"LIMIT={lan.ps.name}")
+    project.await_events("worker_lost", lost + 1, rank=2)
+    project.still_pushes()
+    project.make("deploy", f"LIMIT={revoked.name}")
+    assert revoked.file("/opt/minga/secrets/pc-token").read_text() != before
+    # it is still there: Docker has started it again and again
+    assert project.await_events("worker_join", joins + 1, rank=2)["token"] == revoked.name
+
+
 def test_the_run_ends_and_stays_ended(project: Deployment, lan: VirtualLan) -> None:
+    for worker in lan.workers:
+        worker.plug.shape(FULL_RATE)
     wait_for("the end of the run", lambda: (project.run / "summary.json").exists(), 900)
     for pc in lan.pcs.values():
         ended = f"{pc.name} to be done"
@@ -274,13 +299,15 @@ def _audited(run: Path) -> int:
 def test_nothing_of_the_secret_is_in_what_docker_shows(
     lan: VirtualLan, project: Deployment
 ) -> None:
-    token = (project.folder / ".minga" / "deploy" / "token").read_text().strip()
+    deployed = project.folder / ".minga" / "deploy"
+    tokens = [each.read_text() for each in (deployed / "token", *deployed.glob("tokens/*"))]
+    assert len(tokens) == COUNT
     for pc in lan.pcs.values():
         shown = pc.sudo("docker container ls -aq | xargs docker container inspect").stdout
         said = pc.sudo("for c in $(docker container ls -aq); do docker logs $c 2>&1; done").stdout
         assert "minga" in shown
         assert "MASTER_ADDR" in said or pc is not lan.ps, "control: the ps tells how to join"
-        assert token not in shown + said
+        assert not [token for token in tokens if token.strip() in shown + said]
 
 
 def test_the_figures_are_all_there() -> None:

@@ -268,6 +268,8 @@ def test_stop_and_collect_find_the_run_of_a_ps_that_was_moved(
 ) -> None:
     """In mid-run, to pc3: the old ps runs on where a worker is today, and purge sees its run."""
     old_run = project.run_id
+    for pc in lan.pcs.values():  # they leave the processors to deploy; the ps runs on
+        pc.sudo("docker ps -q --filter name=minga-worker | xargs -r docker stop", timeout_s=120)
     (project.folder / "lan.ini").write_text(_inventory(lan, ps="pc3"))
     project.ps = lan.pcs["pc3"]
     project.make("deploy", "LIMIT=!gone")
