@@ -332,12 +332,11 @@ def test_worker_reads_its_token_from_a_file(
     as_flag: bool, roles: _Roles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "token"
-    file.write_text("secret\n")
     if not as_flag:
         monkeypatch.setenv("MINGA_TOKEN_FILE", str(file))
     main(["worker", "--address=a", *(["--token-file", str(file)] if as_flag else [])])
     assert roles.worker is not None
-    assert roles.worker.token == "secret"
+    assert roles.worker.token_file == file
 
 
 def test_a_token_and_a_token_file_together_are_refused(
