@@ -58,6 +58,33 @@ def _reached(start: Path, targets: Callable[[Path], set[Path]] = _targets) -> se
     return reached
 
 
+NAMED = re.compile(r"`(test_\w+)`")
+TESTS = "\n".join(path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")))
+
+
+def _missing_tests(text: str) -> set[str]:
+    """Return the tests that a page names and that do not exist."""
+    return set(NAMED.findall(text)) - set(re.findall(r"^def (test_\w+)", TESTS, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    assert not _missing_tests(page.read_text())
+
+
+@pytest.mark.parametrize("name", ["security.md", "reliability.md"])
+def test_every_line_about_a_fault_names_its_test(name: str) -> None:
+    rows = re.findall(
+        r"^\| (?!what|fault|---).*$", (ROOT / "docs" / name).read_text(), re.MULTILINE
+    )
+    assert len(rows) > 5
+    assert not [row for row in rows if not NAMED.search(row)]
+
+
+def test_a_test_that_does_not_exist_would_be_seen() -> None:
+    assert _missing_tests("`test_nobody_wrote_this`") == {"test_nobody_wrote_this"}
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     assert {page.name for page in set(PAGES) - _reached(ROOT / "README.md")} == set()
 
