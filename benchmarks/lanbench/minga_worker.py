@@ -19,7 +19,7 @@ from minga.protocol import PROTOCOL_VERSION, loopback_id, machine_id
 from minga.settings.schema import Settings
 from minga.transport.dial import Join, Link, wait_for_ps
 from minga.transport.identity import Secret
-from minga.worker.trainer import Trainer
+from minga.worker.trainer import Hooks, Trainer
 
 BATCH = 128
 
@@ -31,8 +31,7 @@ def trainer_of(settings: Settings, subject: Subject, step_s: float) -> Trainer:
         image_data(subject),
         replica=lambda: Replica(subject, step_s),
         batch_size=BATCH,
-        leaving=threading.Event(),
-        progress=lambda loss, version: None,
+        hooks=Hooks(threading.Event(), progress=lambda loss, version: None, beat=lambda: None),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.harness import cluster
+from cluster.harness import cluster, wait_until
 from cluster.steps import Steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -42,3 +42,15 @@ def test_a_frozen_worker_still_loses_its_lease(tmp_path: Path, digits: Path) -> 
         lan.wait_for("push", rank=1)
         lan.kill("worker1", signal.SIGSTOP)
         lan.wait_for("lease_expired")
+
+
+def test_a_worker_says_where_it_stands(tmp_path: Path, digits: Path) -> None:
+    opened = tmp_path / "opened"
+    stuck = Steps(gates={3: opened}, constants={"minga.worker.run._STILL_S": 1.0})
+    with cluster(tmp_path / "lan", digits, train__epochs=1) as lan:
+        lan.start_ps(world_size=2)
+        lan.start_worker(1, entry=stuck.entry)
+        place = 'still_in="Trainer._train_window (worker/trainer.py:'
+        wait_until(lambda: place in lan.log("worker1"), "it to say so")
+        opened.touch()
+        assert lan.finish("worker1") == 0

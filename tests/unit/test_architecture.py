@@ -39,7 +39,7 @@ def _any_under(imports: set[str], *packages: str) -> set[str]:
     return {name for name in imports for p in packages if name == p or name.startswith(f"{p}.")}
 
 
-LEAVES = {"errors", "protocol", "timing"}
+LEAVES = {"errors", "protocol", "timing", "watchdog"}
 ENGINE = {
     "algorithm",
     "console",

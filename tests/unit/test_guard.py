@@ -18,11 +18,10 @@ from minga.algorithm.localsgd import OUTSIZED_PUSH
 from minga.errors import Refused
 from minga.messages import Malformed
 from minga.ps import bookkeeper, requests, sessions
-from minga.ps.coordinator import Coordinator
+from minga.ps.chores import Chores
 from minga.ps.evaluation import Evaluation, Measured
 from minga.ps.members import TRAINING
 from minga.ps.sessions import Sessions
-from minga.transport.identity import Identity
 
 
 @pytest.fixture
@@ -168,8 +167,8 @@ def test_statistics_of_another_length_are_not_taken(run: Run) -> None:
 # -- chores, and processes that die early
 
 
-def test_a_chore_that_raises_is_one_event_and_goes_on(run: Run, tmp_path: Path) -> None:
-    coordinator = Coordinator(run.state, Identity.load_or_create(tmp_path / "state"), 2)
+def test_a_chore_that_raises_is_one_event_and_goes_on(run: Run) -> None:
+    chores = Chores(run.state.events)
     calls: list[int] = []
 
     async def repace() -> None:
@@ -178,7 +177,7 @@ def test_a_chore_that_raises_is_one_event_and_goes_on(run: Run, tmp_path: Path) 
 
     async def play() -> None:
         for _ in range(5):
-            await coordinator._attempt(repace)
+            await chores.attempt(repace)
 
     asyncio.run(play())
     assert len(calls) == 5

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +32,7 @@ from minga.messages import (
 from minga.observe.events import EventLog
 from minga.protocol import DONE, FAILED, STOPPED, loopback_id
 from minga.ps.bookkeeper import Bookkeeper
+from minga.ps.chores import Chores
 from minga.ps.compatible import require_compatible
 from minga.ps.evaluation import Measured
 from minga.ps.members import LEFT, LOST, Member, Members
@@ -73,8 +73,7 @@ class Coordinator:
         self._preparing = asyncio.Lock()
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
-        self._failing: dict[str, str] = {}
-        """Chores that failed the last time, and why."""
+        self.chores = Chores(state.events)
 
     def open(self, listener: socket.socket) -> int:
         """Accept joins from this listener; return the port."""
@@ -87,10 +86,11 @@ class Coordinator:
     async def run(self) -> str:
         """Serve until the run is done, stopped or failed; return which."""
         chores = [
-            asyncio.create_task(self._every(_TICK_S, self._tick)),
-            asyncio.create_task(self._every(pacing.EVERY_S, self._repace)),
+            asyncio.create_task(self.chores.every(_TICK_S, self._tick)),
+            asyncio.create_task(self.chores.every(pacing.EVERY_S, self._repace)),
             asyncio.create_task(self._save_regularly()),
         ]
+        self.chores.watchdog.start()
         training = asyncio.create_task(self._train())
         ends: list[asyncio.Task[Any]] = [training, asyncio.create_task(self._stop.wait())]
         try:
@@ -104,6 +104,7 @@ class Coordinator:
                     await self.state.save(self.bookkeeper, self._pending)
                 await self._say_goodbye()
         finally:
+            self.chores.watchdog.close()
             for task in (*ends, *chores):
                 task.cancel()
             await asyncio.gather(*ends, *chores, return_exceptions=True)
@@ -265,6 +266,7 @@ class Coordinator:
     # -- chores
 
     async def _tick(self) -> None:
+        self.chores.note_alive()
         bookkeeper = self.bookkeeper
         if bookkeeper is not None:
             now_s = time.monotonic()
@@ -300,29 +302,8 @@ class Coordinator:
             if not bookkeeper.health.doubtful:
                 await self.state.save(bookkeeper, self._pending)
 
-        await self._attempt(save)
-        await self._every(self.state.settings.checkpoint.every_s, save)
-
-    async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            await self._attempt(chore)
-
-    async def _attempt(self, chore: Callable[[], Awaitable[None]]) -> None:
-        """Run a chore; one that fails is an event, at each new reason, and ends nothing."""
-        name = chore.__name__.strip("_")
-        try:
-            await chore()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            if self._failing.get(name) != reason:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                self.events.write(
-                    "chore_failed", chore=name, reason=reason, at=f"{where.name}:{where.lineno}"
-                )
-            self._failing[name] = reason
-        else:
-            self._failing.pop(name, None)
+        await self.chores.attempt(save)
+        await self.chores.every(self.state.settings.checkpoint.every_s, save)
 
     async def _say_goodbye(self) -> None:
         """Wait until the workers know that the run is over."""

@@ -99,6 +99,7 @@ async def _serve(
         console.warn(f"{sandbox.OPEN} ({found})")
     with Progress(console) as progress:
         coordinator.show = progress.update
+        coordinator.chores.warn = console.warn
         phase = await coordinator.run()
     state.events.write("run_end", outcome=phase)
     board.close()

@@ -31,12 +31,15 @@ from minga.timing import KEEP_PREPARING_S, RANK_HELD_S, WORKER_FAREWELL_S
 from minga.transport import sandbox
 from minga.transport.dial import Join, Link, NoAnswer, PortTaken, not_a_ps, wait_for_ps
 from minga.transport.identity import Secret
+from minga.watchdog import Watchdog
 from minga.worker.diagnostics import bad_images, out_of_memory_explained
 from minga.worker.replica import Replica, pick_device
-from minga.worker.trainer import Trainer
+from minga.worker.trainer import Hooks, Trainer
 
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
 _SHOW_S = 10.0
+_STILL_S = 30.0
+"""Without a step, a message or a line; then the worker says where it stands."""
 
 
 def run_worker(options: WorkerOptions) -> int:
@@ -65,6 +68,7 @@ class Worker:
         self._terms: Terms | None = None
         self._facts: DataFacts | None = None
         self._console = Console("worker")
+        self._watchdog = Watchdog(_STILL_S, self._show_stall)
         self._started_s = time.monotonic()
         self._shown_s = 0.0
         self._silent_since_s: float | None = None
@@ -76,6 +80,7 @@ class Worker:
         signal.signal(signal.SIGTERM, self._leave)
         if not (found := sandbox.available()).complete:
             self._console.warn(f"{sandbox.OPEN} ({found})")
+        self._watchdog.start()
         failures = 0
         while True:
             wait_for_ps(self._address, self._options.wait_s, self._waiting)
@@ -227,8 +232,7 @@ class Worker:
             data,
             replica=lambda: self._replica(settings, len(data.classes), data.image_size),
             batch_size=self._batch_size(),
-            leaving=self._leaving,
-            progress=self._progress,
+            hooks=Hooks(self._leaving, self._progress, self._watchdog.beat),
         )
 
     def _settings(self) -> Settings:
@@ -286,7 +290,11 @@ class Worker:
             refused=totals.refused,
         )
 
+    def _show_stall(self, place: str, seconds: float) -> None:
+        self._console.line(still_in=place, for_s=round(seconds))
+
     def _waiting(self, reason: str, left_s: float) -> None:
+        self._watchdog.beat()
         if self._leaving.is_set():
             raise KeyboardInterrupt
         host, port = self._address
@@ -330,7 +338,8 @@ class Worker:
         return str(path)
 
     def close(self) -> None:
-        """Stop the trainer's threads, also after an error."""
+        """Stop this worker's threads, also after an error."""
+        self._watchdog.close()
         self._drop_trainer()
 
     def _drop_trainer(self) -> None:

@@ -58,6 +58,21 @@ class Totals:
     refused_for: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a trainer hears from its process, and lets it know.
+
+    Attributes:
+        leaving: set when this worker must leave.
+        progress: called after each push with its loss and the version of its weights.
+        beat: called at each step, batch and turn: training goes on.
+    """
+
+    leaving: threading.Event
+    progress: Callable[[float, int], None]
+    beat: Callable[[], None]
+
+
 class Trainer:
     """The model, the data and the exchange of one worker process; outlives its sessions.
 
@@ -66,8 +81,7 @@ class Trainer:
         data: this worker's data set.
         replica: makes the model that trains, and another one for validation leases.
         batch_size: images per local step.
-        leaving: set when this worker must leave.
-        progress: called after each push with its loss and the version of its weights.
+        hooks: of its process.
     """
 
     def __init__(
@@ -77,16 +91,16 @@ class Trainer:
         *,
         replica: Callable[[], Replica],
         batch_size: int,
-        leaving: threading.Event,
-        progress: Callable[[float, int], None],
+        hooks: Hooks,
     ) -> None:
         self.totals = Totals()
         self._settings = settings
         self.data = data
         self._replica = replica()
         self._evaluator = replica()
-        self._leaving = leaving
-        self._progress = progress
+        self._leaving = hooks.leaving
+        self._progress = hooks.progress
+        self._beat = hooks.beat
         self._batch_size = batch_size
         self._loader = BatchLoader(
             data.train,
@@ -122,6 +136,7 @@ class Trainer:
         """
         self._begin(link)
         while True:
+            self._beat()
             if self._leaving.is_set() or self._work.task in (DONE, STOPPED):
                 if self._outstanding is not None:
                     self._settle(link, self._outstanding)
@@ -219,6 +234,7 @@ class Trainer:
 
     def _send_keepalive(self, link: Link) -> None:
         """Renew this worker's leases: one window may outlast them. Does not wait for the answer."""
+        self._beat()
         now_s = time.monotonic()
         due = now_s - self._reported_s >= self._report_every_s
         if due and (self._report is None or self._report.done):
