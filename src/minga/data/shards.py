@@ -256,7 +256,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             for shard in content["shards"]
         }
         return {"classes": [str(name) for name in content["classes"]], "shards": shards}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise damaged(file, f"not a manifest of shards ({error})") from error
 
 

@@ -65,7 +65,7 @@ def require() -> None:
 
 def all_rows(answers: Mapping[str, Any], wanted: Wanted) -> list[Row]:
     """Return the rows of all PCs."""
-    pcs = {pc: _decoded(asked) for pc, asked in answers["pcs"].items()}
+    pcs = {pc: decoded(asked) for pc, asked in answers["pcs"].items()}
     ps = pcs.get(wanted.ps, {}).get("facts", {}).get("answer") or {}
     return [row for pc, asked in pcs.items() for row in rows_of(pc, asked, wanted, ps)]
 
@@ -112,14 +112,22 @@ def _failing(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.pc for row in rows if row.state == "FAIL"))
 
 
-def _decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a PC's answers, with the probe's parsed lines as ``answer``."""
-    decoded = dict(asked)
+def decoded(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a PC's answers, with the object that the probe printed as ``answer``; else None."""
+    found = dict(asked)
     for name in ("facts", "dial"):
         result = asked.get(name, {})
         said = result.get("stdout") if result.get("rc") == 0 else None
-        decoded[name] = {**result, "answer": json.loads(said) if said else None}
-    return decoded
+        found[name] = {**result, "answer": _object_in(said or "")}
+    return found
+
+
+def _object_in(said: str) -> dict[str, Any] | None:
+    """Return the JSON object in the last line: a login's profile may print before it."""
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(said.strip().rpartition("\n")[2])
+        return answer if isinstance(answer, dict) else None
+    return None
 
 
 def _wanted(answers: Mapping[str, Any], staged: Path) -> Wanted:
