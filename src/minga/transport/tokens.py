@@ -20,6 +20,8 @@ from minga.transport.identity import TOKEN_BYTES, Identity, Secret, write_privat
 SHARED = "shared"
 """The name of the token without a PC."""
 
+_SETTLED_NS = 2 * 10**9
+"""A folder that changed more recently is reread: two changes may have one time."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -63,9 +65,10 @@ class Tokens:
         """Return all valid tokens by id; those of before while the folder cannot be read."""
         with contextlib.suppress(PermissionError):
             changed_at = _changed_at(self._folder)
-            if changed_at != self._read_at or not self._valid:
+            if changed_at != self._read_at:
+                settled = time.time_ns() - changed_at > _SETTLED_NS
                 self._valid = {each.id: each for each in (self._shared, *listed(self._folder))}
-                self._read_at = changed_at
+                self._read_at = changed_at if settled else None
         return self._valid
 
 
