@@ -56,7 +56,7 @@ test-unit: .venv/.minga-dev .venv/.minga-deploy ## Run the tests of single parts
 	$(BIN)/pytest tests/unit tests/infra -n 2
 
 test-cluster: .venv/.minga-dev ## Run the tests with real processes on this PC
-	$(BIN)/pytest tests/cluster -n 3 --dist loadfile
+	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
 
 lint: .venv/.minga-dev .venv/.minga-deploy .venv/.minga-deploy-checks ## Check style, types, shell, YAML, playbooks, Dockerfile
 	$(BIN)/ruff check .

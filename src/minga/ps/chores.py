@@ -30,7 +30,7 @@ class Chores:
     def __init__(self, events: EventLog, clock: Callable[[], float] = time.monotonic) -> None:
         self.warn: Callable[[str], None] = lambda text: None
         self.watchdog = Watchdog(LOOP_STILL_S, self._loop_stands)
-        self._events = events
+        self.events = events
         self._clock = clock
         self._failing: dict[str, str] = {}
         """Chores that failed the last time, and why."""
@@ -55,7 +55,7 @@ class Chores:
             reason = f"{type(error).__name__}: {error}"
             if self._failing.get(name) != reason:
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                self._events.write(
+                self.events.write(
                     "chore_failed", chore=name, reason=reason, at=f"{where.name}:{where.lineno}"
                 )
             self._failing[name] = reason
@@ -69,12 +69,12 @@ class Chores:
         self.watchdog.beat()
         while self._stalls:
             place, seconds = self._stalls.popleft()
-            self._events.write("stalled", what="event loop", at=place, seconds=seconds)
+            self.events.write("stalled", what="event loop", at=place, seconds=seconds)
         for name, begun_s in list(self._begun_s.items()):
             seconds = self._clock() - begun_s
             if seconds > CHORE_STILL_S:
                 del self._begun_s[name]
-                self._events.write("stalled", what="chore", at=name, seconds=seconds)
+                self.events.write("stalled", what="chore", at=name, seconds=seconds)
 
     def _loop_stands(self, place: str, seconds: float) -> None:
         """Say it at once; the event is written when the loop goes on."""
