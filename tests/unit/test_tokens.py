@@ -49,7 +49,7 @@ def test_a_pc_may_have_two_tokens_until_one_is_revoked(identity: Identity) -> No
     assert raised.value.code == "token-unknown"
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "-a", "a b", tokens.SHARED, "x" * 64])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-a", "a b", tokens.SHARED, "x" * 201])
 def test_a_name_that_is_no_pc_is_refused(identity: Identity, name: str) -> None:
     with pytest.raises(UsageError) as raised:
         tokens.create(identity, name)
@@ -94,6 +94,9 @@ def test_a_worker_process_belongs_to_one_token(identity: Identity) -> None:
 def test_deploy_hands_each_pc_what_it_needs_and_no_more(tmp_path: Path) -> None:
     folder = tmp_path / "deploy"
     hand_out(folder, ["a"], ["a", "b"])
+    with_v6 = tmp_path / "other"
+    hand_out(with_v6, ["10.0.0.1"], ["fd00::2"])  # an inventory may name PCs so
+    assert {each.name for each in (with_v6 / "pcs").iterdir()} == {"10.0.0.1", "fd00::2"}
     hand_out(folder, ["a"], ["a", "b", "c"])  # tokens stay
     made = {each.name: each for each in tokens.listed(folder / "tokens")}
     assert set(made) == {"a", "b", "c"}

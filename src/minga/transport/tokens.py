@@ -22,7 +22,7 @@ SHARED = "shared"
 
 _SETTLED_NS = 2 * 10**9
 """A folder that changed more recently is reread: two changes may have one time."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def create(identity: Identity, name: str) -> Token:
     """
     if not _NAME.fullmatch(name) or name == SHARED:
         raise UsageError(
-            f"{name!r} cannot name a token: letters, digits, '.', '_' and '-', not '{SHARED}'",
+            f"{name!r} cannot name a token: letters, digits, '.', ':', '_' and '-', not '{SHARED}'",
             code="token-name",
             hints=(Hint("the PC's name, for example", "minga token new desk-3"),),
         )
