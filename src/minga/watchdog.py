@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LOOK_S = 1.0
+_LOOK_S = 1.0
 _PACKAGE = str(Path(__file__).parent)
 
 Report = Callable[[str, float], None]
@@ -63,7 +63,7 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_S):
+        while not self._over.wait(_LOOK_S):
             self.look()
 
 

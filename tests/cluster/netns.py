@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,31 +33,17 @@ class VirtualPc:
     name: str
     address: str
     home: Path
-    processes: list[subprocess.Popen[bytes] | Started] = field(default_factory=list)
+    processes: list[Started] = field(default_factory=list)
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the variables of this PC's processes."""
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG")}
         return {**kept, "HOME": str(self.home), "OMP_NUM_THREADS": "1", **ALLOW_ROOT, **more}
 
-    def start(
-        self, command: list[str], log: Path, cwd: Path, **environment: str
-    ) -> subprocess.Popen[bytes] | Started:
-        """Start a command on this PC; a Python's as a fork of the starter."""
+    def start(self, words: list[str], log: Path, cwd: Path, **environment: str) -> Started:
+        """Start ``python words...`` on this PC, as a fork of the starter."""
         env = self.environment(**environment)
-        process: subprocess.Popen[bytes] | Started
-        if running and command[0] == sys.executable:
-            process = running[0].start(command[1:], log, cwd, env, netns=self.name)
-        else:
-            with log.open("ab") as out:
-                process = subprocess.Popen(
-                    ["ip", "netns", "exec", self.name, *command],
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    cwd=cwd,
-                    env=env,
-                    start_new_session=True,
-                )
+        process = running[0].start(words, log, cwd, env, netns=self.name)
         self.processes.append(process)
         return process
 

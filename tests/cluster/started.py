@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from minga.ps.audit import Audit, audit
 from support import ROOT
 
 EPOCHS = 6
-
-Process = subprocess.Popen[bytes] | Started
 
 
 def project_on(pc: VirtualPc, data: Path, model: str, stem: str) -> Path:
@@ -92,12 +89,12 @@ class StartedLan:
         for pc in pcs[1:]:
             self.processes.append(self.join(pc))
 
-    def start_ps(self) -> Process:
+    def start_ps(self) -> Started:
         """Start the ps's script, from another folder than the project's."""
         variables = {"WORLD_SIZE": "3", "EPOCHS": str(self._epochs), **self._variables}
         return self._start(0, "start_ps.sh", **variables)
 
-    def join(self, pc: VirtualPc, **variables: str) -> Process:
+    def join(self, pc: VirtualPc, **variables: str) -> Started:
         """Start a worker on this PC, as the ps's terminal says, with these variables on top."""
         number = self._add(pc)
         return self._start(number, "start_worker.sh", **{**self._printed, **variables})
@@ -131,11 +128,10 @@ class StartedLan:
             status = process.wait(limit_s)
             assert status == 0, log.read_text()
 
-    def _start(self, number: int, script: str, **variables: str) -> Process:
+    def _start(self, number: int, script: str, **variables: str) -> Started:
         pc, path = self.pcs[number], self.folders[number] / script
         folder, arguments, told = what_it_runs(path, pc.environment(**variables))
-        command = [sys.executable, *self._entry, *arguments]
-        return pc.start(command, self.logs[number], folder, **told)
+        return pc.start([*self._entry, *arguments], self.logs[number], folder, **told)
 
     def _invitation(self) -> dict[str, str] | None:
         """Return the variables of the printed command."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,11 +72,11 @@ def joined(pcs: list[VirtualPc], folder: Path, joins: int) -> list[dict]:
     ps, worker = pcs
     identity = Identity.load_or_create(folder / "state")
     flags = ["--config=none", f"--state={folder / 'state'}", f"--runs={folder / 'runs'}"]
-    command = [sys.executable, "-m", "minga", "ps", f"--port={PORT}", *flags]
+    command = ["-m", "minga", "ps", f"--port={PORT}", *flags]
     server = ps.start(command, folder / "ps.log", folder, PYTHONPATH=str(ROOT / "src"))
     script = folder / "joiner.py"
     script.write_text(JOINER % RESNET18)
-    command = [sys.executable, str(script), ps.address, str(PORT), str(identity.secret), str(joins)]
+    command = [str(script), ps.address, str(PORT), str(identity.secret), str(joins)]
     log = folder / "joiner.log"
     process = worker.start(command, log, folder, PYTHONPATH=str(ROOT / "src"))
     wait_until(lambda: process.poll() is not None, "the joins", timeout_s=240)

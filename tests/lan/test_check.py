@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from lan.checking import PORT, Project, states
-from lan.network import FULL_RATE
 from lan.pc import KNOWN_HOSTS, PcSpec, VirtualPc, hang_up
 from lan.shell import sh, wait_for
 from lan.virtual import VirtualLan
@@ -148,11 +147,12 @@ def test_the_printed_commands_mend_it_and_the_line_to_the_ps_is_tried(
 
 def test_a_slow_line_and_a_firewall_are_seen(project: Project, lan: VirtualLan) -> None:
     plug = lan.pcs["pc2"].plug
-    plug.shape("20mbit")
+    shape = ("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "burst", "32kb")
+    plug.exec(*shape, "latency", "50ms", "rate", "20mbit")
     try:
         rows = project.checked()
     finally:
-        plug.shape(FULL_RATE)
+        plug.exec(*shape, "latency", "20ms", "rate", "1gbit")
     slow = rows["pc2"]["bandwidth"]
     found = re.search(r"\((\d+) Mbit/s\) to pc1", slow["detail"])
     assert found

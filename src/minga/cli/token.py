@@ -10,13 +10,14 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from minga.console import print_result, talk
+from minga.settings.options import STATE, PsOptions
 from minga.transport import tokens
-from minga.transport.identity import Identity
+from minga.transport.identity import TOKENS, Identity
 
 app = App(name="token", help="Make, list and revoke the tokens of PCs, on the ps's PC.", sort_key=9)
 
-_STATE = Path(".minga")
-State = Annotated[Path, Parameter(env_var="MINGA_STATE")]
+_STATE = PsOptions().state
+State = Annotated[Path, STATE]
 
 
 @app.command
@@ -38,7 +39,7 @@ def show(*, state: State = _STATE, json: Annotated[bool, Parameter(negative=())]
         state: The ps's folder of certificate and tokens.
         json: One JSON object instead of lines.
     """
-    found = tokens.listed(state / "tokens")
+    found = tokens.listed(state / TOKENS)
     rows = [{"name": each.name, "id": each.id, "made": _utc(each.made_s)} for each in found]
     if json:
         print_result(json_format.dumps(rows, indent=2))

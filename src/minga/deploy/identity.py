@@ -12,7 +12,7 @@ from minga.console import talk
 from minga.deploy.inventory import groups_of
 from minga.deploy.paths import ROOT
 from minga.transport import tokens
-from minga.transport.identity import Identity
+from minga.transport.identity import TOKENS, Identity
 
 FOLDER = ROOT / ".minga" / "deploy"
 OWN = "pc-token"
@@ -48,7 +48,7 @@ def hand_out(folder: Path, ps: Iterable[str], workers: Iterable[str]) -> None:
     for name in ps:
         for each in (identity.certificate, identity.key, folder / "token"):
             shutil.copy2(each, parts / name)
-        shutil.copytree(identity.tokens, parts / name / "tokens")
+        shutil.copytree(identity.tokens, parts / name / TOKENS)
 
 
 if __name__ == "__main__":

@@ -195,10 +195,10 @@ class Coordinator:
             raise Refused(
                 f"this worker's join is malformed: {error}", code="join-malformed"
             ) from error
-        self.members.require_own(hello.uuid, join.token.name)
         for old in self._handles_of(hello.uuid):
-            old.kill()  # the same process rejoins: its last session is over
-            old.member.state = LOST
+            if old.member.token == join.token.name:  # else admit refuses the join
+                old.kill()  # the same process rejoins: its last session is over
+                old.member.state = LOST
         return hello, self.members.admit(hello, join.host, time.monotonic(), join.token)
 
     def _terms(self, member: Member) -> Terms:
@@ -285,9 +285,9 @@ class Coordinator:
 
     def _end_revoked(self) -> None:
         """End the sessions whose token is not valid any more; their leases come back."""
+        valid = self._door.tokens.valid()
         for handle in self._pending():
-            known = self._door.tokens.find(handle.member.token_id) is not None
-            if not known and not handle.failure:
+            if handle.member.token_id not in valid and not handle.failure:
                 handle.failure = f"the token of {handle.member.token} was revoked"
                 handle.kill()
 

@@ -113,7 +113,8 @@ class Members:
             Refused: ``rank-held`` by a live worker, ``rank-invalid``, ``sent-away``, or
                 ``uuid-held`` by a worker with another PC's token.
         """
-        self.require_own(hello.uuid, token.name if token else SHARED)
+        token_name = token.name if token else SHARED
+        self._require_own(hello.uuid, token_name)
         if (why := self._sent_away.get(hello.uuid)) is not None:
             raise Refused(
                 f"the ps sent this worker away: {why}",
@@ -140,7 +141,7 @@ class Members:
             hostname=hello.hostname,
             device=hello.device,
             generation=self._generation,
-            token=token.name if token else SHARED,
+            token=token_name,
             token_id=token.id if token else "",
             heard_s=now_s,
             batch_size=hello.batch_size,
@@ -151,16 +152,6 @@ class Members:
         member.refused = Thinned(member.totals.refused)
         self._by_rank[rank] = member
         return member
-
-    def require_own(self, uuid: str, token: str) -> None:
-        """Raise Refused ``uuid-held`` if a worker with another token has this uuid."""
-        for member in self:
-            if member.uuid == uuid and member.token != token:
-                raise Refused(
-                    f"this worker process joined before with the token of {member.token}",
-                    code="uuid-held",
-                    hints=(Hint("start it again", "it then is a new worker"),),
-                )
 
     def send_away(self, member: Member, why: str) -> None:
         """Refuse this worker process from now on."""
@@ -198,6 +189,15 @@ class Members:
             for member in self
         )
         return max(1, heard)
+
+    def _require_own(self, uuid: str, token: str) -> None:
+        for member in self:
+            if member.uuid == uuid and member.token != token:
+                raise Refused(
+                    f"this worker process joined before with the token of {member.token}",
+                    code="uuid-held",
+                    hints=(Hint("start it again", "it then is a new worker"),),
+                )
 
     def _rank_of(self, uuid: str, wanted: int | None) -> int:
         if wanted is not None:

@@ -34,6 +34,7 @@ def optional(*variables: str) -> Parameter:
 PORT = Parameter(env_var=("MINGA_PORT", "MASTER_PORT"), validator=Number(gte=1, lte=65535))
 WORLD_SIZE = Parameter(env_var=("MINGA_WORLD_SIZE", "WORLD_SIZE"), validator=Number(gte=2))
 RUNS = Parameter(env_var="MINGA_RUNS")
+STATE = Parameter(env_var="MINGA_STATE")
 ALLOW_ROOT = Parameter(env_var="MINGA_ALLOW_ROOT", negative=())
 
 
@@ -56,7 +57,7 @@ class PsOptions:
     """Folder of all runs."""
     token_file: Annotated[Path | None, optional("MINGA_TOKEN_FILE")] = None
     """File with the join token; none creates one in the state folder."""
-    state: Annotated[Path, Parameter(env_var="MINGA_STATE")] = Path(".minga")
+    state: Annotated[Path, STATE] = Path(".minga")
     """Folder of certificate, token and crash logs."""
     allow_root: Annotated[bool, ALLOW_ROOT] = False
     """Start as root: every token holder can then read all files of this PC."""

@@ -21,6 +21,8 @@ from minga.errors import Hint, Refused, UsageError
 
 TOKEN_BYTES = 15
 ID_CHARS = 8
+TOKENS = "tokens"
+"""The folder of PCs' tokens, in a ps's state folder."""
 _PIN_BYTES = hashlib.sha256().digest_size
 _VALID_FOR = datetime.timedelta(days=3650)
 
@@ -111,7 +113,7 @@ class Identity:
                     Hint("create a new identity (workers need the new token)", f"rm -r {state}"),
                 ),
             )
-        return cls(secret, certificate, key, state / "tokens")
+        return cls(secret, certificate, key, state / TOKENS)
 
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 with this certificate."""

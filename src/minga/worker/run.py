@@ -39,7 +39,7 @@ from minga.worker.trainer import Hooks, Trainer
 _BACK_OFF_S = (0.2, 1.0, 2.0, 5.0)
 _SHOW_S = 10.0
 _STILL_S = 30.0
-"""Without a step, a message or a line; then the worker says where it stands."""
+"""Without a step, a turn or a probe of the ps; then the worker says where it stands."""
 
 
 def run_worker(options: WorkerOptions) -> int:
